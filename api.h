@@ -1,0 +1,37 @@
+/*
+ * api.h: a request in, the reply out: routes, authentication, the rules of the endpoints.
+ */
+#ifndef API_H
+#define API_H
+
+#include "access.h"
+#include "http.h"
+#include "store.h"
+
+/* The longest body of a reply, in bytes: a room's ID and key ID, every byte escaped as \uXXXX. */
+#define API_MAX_BODY_BYTES (2 * 6 * ID_MAX_BYTES + 128)
+
+struct api {
+    const struct access *access; /* owned by the caller, who may swap it between two calls */
+    struct store *store;         /* likewise */
+};
+
+struct api_reply {
+    struct http_reply http; /* its body is constant or in .scratch: it lives as long as this struct */
+    uint64_t ticket;        /* what the reply rests on (store_set); 0: nothing, send it at once. If
+                               the ticket fails, api_storage_unavailable is the reply instead */
+    char scratch[API_MAX_BODY_BYTES];
+};
+
+/* Answers a complete request. May read the disk where store_set and store_get may; otherwise never
+ * blocks. Always yields a reply; .http.close, .confirm_keep_alive are the caller's to set. */
+void api_answer(struct api *api, const struct http_request *request, struct api_reply *reply);
+
+/* The reply to a request that cannot be answered otherwise: status is the parser's, or 408, or 503
+ * for too many connections; why is a few words without quotes or backslashes. */
+void api_refuse(int status, const char *why, struct api_reply *reply);
+
+/* The reply to a set whose record could not be written. */
+void api_storage_unavailable(struct api_reply *reply);
+
+#endif
