@@ -1,16 +1,111 @@
-# roomkeyd: `make` builds ./roomkeyd, `make test` proves it, `make help` lists the rest.
+# roomkeyd. `make` builds ./roomkeyd, `make test` proves it, `make help` names the rest.
 #
-# Each flavour has its own folder under build/, so that objects of two kinds never meet.
+# Every flavour has a folder of its own under build/, so objects of two kinds never meet.
+# CC, CFLAGS, LDFLAGS and JSMN (the directory of jsmn.h, from Debian's libjsmn-dev) may be set.
 
-CC     ?= gcc
-JSMN   ?= /usr/include
-CFLAGS ?= -O2 -g
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+
+CC      := $(if $(filter default undefined,$(origin CC)),gcc,$(CC))
+CFLAGS  ?= -O2 -g
+LDFLAGS ?=
+JSMN    ?= /usr/include
+PYTHON  ?= /usr/bin/python3
+MUSL    ?= $(shell command -v musl-gcc)
+
+VERSION  := 0.1.0
+MODULES  := main conn listen http api access store log table sha256
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(WERROR)
-HARDEN   := -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2
-LDHARDEN := -pie -Wl,-z,relro,-z,now
+LANGUAGE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 -pthread \
+            -DROOMKEYD_VERSION='"$(VERSION)"' -idirafter $(JSMN) -MMD -MP
+HARDENED := -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2
+SHORT    := -DCONN_IDLE_MS=700 -DCONN_HEAD_MS=700 -DCONN_BODY_MS=700 -DCONN_WRITE_MS=700
 
-VERSION := 0.1.0
-FEATURES := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 \
-            -DROOMKEYD_VERSION='"$(VERSION)"' -idirafter $(JSMN) -pthread -MMD -MP
+# What sets each flavour apart from the others: compiler, flags, link flags.
+release_CFLAGS  := $(CFLAGS) $(HARDENED)
+release_LDFLAGS := -pie -Wl,-z,relro,-z,now
+asan_CFLAGS     := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
+                   -fno-omit-frame-pointer
+asan_LDFLAGS    := -fsanitize=address,undefined
+quick_CFLAGS    := $(asan_CFLAGS) $(SHORT)
+quick_LDFLAGS   := $(asan_LDFLAGS)
+tsan_CFLAGS     := -O1 -g -fsanitize=thread
+tsan_LDFLAGS    := -fsanitize=thread
+m32_CFLAGS      := $(CFLAGS) -m32
+m32_LDFLAGS     := -m32
+static_CC       := $(if $(MUSL),$(MUSL),$(CC))
+static_CFLAGS   := -Os -fstack-protector-strong -ffunction-sections -fdata-sections
+static_LDFLAGS  := -static -s -Wl,--gc-sections -Wl,-z,relro,-z,now
 
-MODULES := http api access store table sha256
+FLAVOURS := release asan quick tsan m32 static
+UNITS    := sha256 table access http api store
+
+.PHONY: all static test units server test-ecosystem tsan bench clean help
+all: roomkeyd
+
+roomkeyd: build/release/roomkeyd
+	cp $< $@
+
+# $(1): a flavour.
+define flavour
+$(1)_CC ?= $$(CC)
+$(1)_OBJECTS := $$(MODULES:%=build/$(1)/%.o)
+
+build/$(1)/roomkeyd: $$($(1)_OBJECTS)
+	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
+
+build/$(1)/%.o: %.c Makefile
+	@mkdir -p $$(@D)
+	$$($(1)_CC) $$(LANGUAGE) $$(WARNINGS) $$($(1)_CFLAGS) -c $$< -o $$@
+
+build/$(1)/tests/%.o: tests/%.c Makefile
+	@mkdir -p $$(@D)
+	$$($(1)_CC) $$(LANGUAGE) $$(WARNINGS) -I. $$($(1)_CFLAGS) -c $$< -o $$@
+
+build/$(1)/tests/%: build/$(1)/tests/%.o $$(filter-out build/$(1)/main.o,$$($(1)_OBJECTS))
+	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_$$*) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
+endef
+$(foreach f,$(FLAVOURS),$(eval $(call flavour,$(f))))
+.PRECIOUS: build/%.o
+-include $(wildcard build/*/*.d build/*/tests/*.d)
+
+# System calls that a test makes fail on demand.
+wrap = $(1:%=-Wl,--wrap=%)
+
+# A static binary, for an empty root. With musl it is small; without it, it is what CC makes.
+static: build/static/roomkeyd
+	@ls -l $<
+
+# A unit's runner prints cmocka's own lines; the first failure stops.
+units: $(UNITS:%=build/asan/tests/test_%)
+	@set -e; for unit in $^; do echo "$$unit"; $$unit; done
+
+server: build/asan/roomkeyd build/quick/roomkeyd build/release/roomkeyd static
+	ROOMKEYD=build/asan/roomkeyd ROOMKEYD_QUICK=build/quick/roomkeyd \
+	ROOMKEYD_RELEASE=build/release/roomkeyd ROOMKEYD_STATIC=build/static/roomkeyd \
+	$(PYTHON) -m pytest -q -p no:cacheprovider tests
+
+test: units server
+
+# Clients and tools that are heavy to install. A missing one is a failure.
+test-ecosystem: build/release/roomkeyd
+	ROOMKEYD=build/release/roomkeyd $(PYTHON) -m pytest -q -p no:cacheprovider tests/ecosystem
+
+# Data races: the store's units, and the server's racing clients.
+tsan: build/tsan/tests/test_store build/tsan/roomkeyd
+	build/tsan/tests/test_store
+	ROOMKEYD=build/tsan/roomkeyd $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_store.py -k race
+
+# The whole-server tests against the 32-bit build.
+m32: build/m32/roomkeyd
+
+clean:
+	rm -rf build roomkeyd
+
+help:
+	@echo 'make                 ./roomkeyd'
+	@echo 'make static          build/static/roomkeyd, for an empty root'
+	@echo 'make test            units and whole server, with sanitizers'
+	@echo 'make test-ecosystem  the heavy clients'
+	@echo 'make tsan            data races'
+	@echo 'make clean'

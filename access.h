@@ -2,8 +2,8 @@
  * access.h: who may touch which room.
  *
  * Two text files in the data directory, read whole and indexed; a loaded `struct access` never
- * changes. A reload makes a new one beside it, and the owner swaps the two: a file with a mistake in
- * it therefore changes nothing.
+ * changes. A reload makes a new one beside it, and the owner swaps the two: a file with a mistake
+ * in it therefore changes nothing.
  *
  *     users    USERID HASHED_TOKEN        one line a token; base64(SHA-256(token)), padded
  *     rooms    RID TYPE [USERID...]       TYPE: c every user, p and d the listed users;
@@ -22,8 +22,8 @@ struct access;
 
 #define ACCESS_HASH_CHARS 44 /* base64 of 32 bytes, padded, without a NUL */
 
-/* Reads dir/users and dir/rooms. Returns what they say, owned by the caller, or NULL with the reason
- * ("data/rooms:17: ...") in why. Blocks on the disk; safe to call from any thread. */
+/* Reads dir/users and dir/rooms. Returns what they say, owned by the caller, or NULL with the
+ * reason ("data/rooms:17: ...") in why. Blocks on the disk; safe to call from any thread. */
 struct access *access_load(const char *dir, char *why, size_t why_size);
 
 /* Frees access, which may be NULL. */
@@ -33,9 +33,9 @@ void access_free(struct access *access);
  * one: one digest, one probe, one comparison, in time independent of the secrets' bytes. */
 bool access_knows_user(const struct access *access, struct slice user, struct slice token);
 
-/* The type ('c', 'p' or 'd') of the room if it is known and user may access it, otherwise 0: the two
- * reasons for 0 cannot be told apart. room must be an ID (slice_is_id). Constant time, whatever the
- * number of rooms and members. */
+/* The type ('c', 'p' or 'd') of the room if it is known and user may access it, otherwise 0: the
+ * two reasons for 0 cannot be told apart. room must be an ID (slice_is_id). Constant time, whatever
+ * the number of rooms and members. */
 char access_room_type(const struct access *access, struct slice room, struct slice user);
 
 /* Writes base64(SHA-256(token)) and a NUL to hash: the HASHED_TOKEN of `users`. */

@@ -52,19 +52,24 @@ struct http_request {
     int status;
     const char *why;
 
-    /* Any time: the request has begun (so a silent client is owed a 408), and its head is complete
-     * (so it is the body that is waited for). */
+    /* Any time: the request has begun (so a silent client is owed a 408; an empty line before it does
+     * not count), and its head is complete (so it is the body that is waited for). */
     bool begun;
     bool head_done;
 
-    /* The parser's own. */
+    /* The parser's own; offsets into the buffer where nothing else is said. */
     unsigned char _state;
     bool _chunked, _expects_continue;
-    size_t _pos, _scanned, _head_size, _chunk_left, _trailer_bytes;
-    size_t _content_length;
-    uint16_t _method_len, _path, _path_len, _query, _query_len;
-    uint16_t _field_count;
-    const char *_base;
+    size_t _pos;             /* the next byte to look at: all before it are done with */
+    size_t _limit;           /* the section being read has to end here or before */
+    size_t _head_size;       /* bytes */
+    size_t _body_size;       /* bytes, joined so far */
+    size_t _left;            /* bytes of the body, or of the chunk, still to come */
+    size_t _line, _colon;    /* of the field being read: where it begins, where its ':' stands */
+    uint16_t _method, _method_len, _target, _target_len;
+    uint16_t _path, _path_len, _query, _query_len;
+    uint16_t _field_count, _trailer_count;
+    const char *_base;       /* the buffer, as of the last call */
     struct http_field _fields[HTTP_MAX_FIELDS];
 };
 
@@ -72,10 +77,11 @@ struct http_request {
 void http_request_init(struct http_request *request);
 
 /* Parses buffer[0..*size), where buffer[0] is the request's first byte, and buffer[0..*size) begins
- * with all that the previous call left there. Joins chunks in place: *size shrinks by the framing it
- * drops, and bytes move down. Bytes after the request are left alone but may move down too. Work is
- * linear in the bytes that are new. Never blocks, allocates nothing. After HTTP_DONE or HTTP_ERROR
- * the request has to be made ready again before the next call. */
+ * with all that the previous call left there. Joins chunks in place: as long as the request is not
+ * complete, *size shrinks by the framing that is dropped. What follows a complete request stays where
+ * it is, in buffer[request->size..*size). Work is linear in the bytes that are new. Never blocks,
+ * allocates nothing. After HTTP_DONE or HTTP_ERROR the request has to be made ready again before the
+ * next call. */
 enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size);
 
 /* How often the field called name (in lower case) occurs in a complete request; *value is the first
@@ -107,8 +113,10 @@ const char *http_reason(int status);
 #define HTTP_DATE_BYTES 30
 void http_date(time_t now, char date[HTTP_DATE_BYTES]);
 
-/* Longest head that http_write_reply writes, in bytes. */
+/* Longest head that http_write_reply writes, in bytes, as long as media_type and allow together stay
+ * under HTTP_MAX_REPLY_TEXT_BYTES. */
 #define HTTP_MAX_REPLY_HEAD_BYTES 512
+#define HTTP_MAX_REPLY_TEXT_BYTES 256
 
 /* Writes the reply to out, which has room for HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n. Returns the
  * bytes written. Cannot fail. */

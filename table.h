@@ -2,8 +2,8 @@
  * table.h: an open-addressing hash index from keys to 64-bit values.
  *
  * The table holds no keys, only 32 bits of each key's hash and a value that tells its owner where
- * the key's bytes stand: an offset into the log (store.c) or into a file read whole (access.c). So a
- * search yields candidates, and the owner confirms each against the real bytes. Nothing is ever
+ * the key's bytes stand: an offset into the log (store.c) or into a file read whole (access.c). So
+ * a search yields candidates, and the owner confirms each against the real bytes. Nothing is ever
  * removed singly; a table only grows or is emptied whole.
  *
  * Not thread-safe: one thread owns a table. Nothing here blocks or touches a file.
@@ -14,7 +14,7 @@
 #include "slice.h"
 #include <stdint.h>
 
-/* A secret drawn at random for each process, so that nobody outside can choose keys that collide. */
+/* A secret drawn at random for each process, so that nobody can choose keys that collide. */
 struct table_key {
     uint64_t k0, k1;
 };

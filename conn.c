@@ -1,0 +1,608 @@
+/*
+ * conn.c: one connection after the other: bytes in, requests applied, replies out.
+ *
+ * A connection is in exactly one state, and in the list of that state:
+ *
+ *     IDLE --first byte--> HEAD --head complete--> BODY
+ *       ^                   |                       |
+ *       |                   `----whole request------'
+ *       |                           |      |
+ *       |                a set      |      |  anything else
+ *       |             .-------------'      |
+ *       |          COMMIT --ticket settled-+--> replies sent --socket is full--> WRITE --.
+ *       |                                         |    |                                 |
+ *       `-------------keep-alive------------------'    `---close---> LINGER <------------'
+ *
+ * Every list but COMMIT's has one duration for all, so it is ordered by deadline as it stands, and
+ * its first connection is the one to judge. COMMIT has none: the disk takes the time it takes.
+ *
+ * What has to hold:
+ *   1. While a connection has a ticket, no byte of the reply that rests on it is sent, and no further
+ *      request of that connection is applied.
+ *   2. A deadline is judged only against a moment before the last wait: who was ready then has been
+ *      served, so a process that was stopped for a while does not punish its clients.
+ *   3. A connection is freed only in the last phase: no event of a pass can point at freed memory.
+ *   4. Buffers are bounded: less than one request in, OUT_LIMIT_BYTES and one reply out; an idle
+ *      connection has none.
+ */
+#include "conn.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* Deadlines, in milliseconds. A test build may shorten them. */
+#ifndef CONN_IDLE_MS
+#define CONN_IDLE_MS 75000 /* between requests: longer than the usual 60 s of a proxy's pool */
+#endif
+#ifndef CONN_HEAD_MS
+#define CONN_HEAD_MS 10000 /* from a request's first byte to the end of its head */
+#endif
+#ifndef CONN_BODY_MS
+#define CONN_BODY_MS 20000 /* from there to the end of its body: 64 KiB over a poor link */
+#endif
+#ifndef CONN_WRITE_MS
+#define CONN_WRITE_MS 20000 /* for a client to take the replies it asked for */
+#endif
+#ifndef CONN_LINGER_MS
+#define CONN_LINGER_MS 2000 /* for a client to see the end of the connection and close its own */
+#endif
+
+#define OUT_LIMIT_BYTES 65536 /* of unsent replies; past them a connection is not parsed further */
+#define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
+
+/* Bytes received and not yet used up, with the state of their parsing. */
+struct inbox {
+    struct http_request request;
+    size_t begin, end, capacity; /* bytes[begin] is the first byte of a request */
+    char bytes[];
+};
+
+/* Replies that are not sent yet. */
+struct outbox {
+    size_t begin, end, capacity;
+    char bytes[];
+};
+
+struct conn {
+    struct source source;
+    uint8_t state;            /* enum conn_state */
+    bool peer_done;           /* the client has shut its end */
+    bool closing;             /* close when the replies are sent */
+    bool has_input;           /* the inbox may hold a whole request: serve before receiving more */
+    bool is_queued;           /* in the queue of the write phase */
+    bool is_refusal;          /* beyond the limit */
+    uint32_t watched;         /* the epoll events asked for */
+    struct conn *prev, *next; /* in the list of its state */
+    struct conn *next_queued; /* in the write phase's queue, or in the one of conns with input */
+    int64_t since_ms;         /* when it entered its state */
+    uint64_t ticket;          /* what the last reply rests on, 0 if nothing */
+    size_t reply_begin;       /* while there is a ticket: where that reply begins in the outbox */
+    struct inbox *in;         /* NULL when empty */
+    struct outbox *out;       /* NULL when empty */
+};
+
+/* ------------------------------------------------------------------------ lists and buffers */
+
+/* Milliseconds that a connection may stay in a state; -1 for ever. */
+static int64_t duration_ms(const struct conns *conns, enum conn_state state)
+{
+    switch (state) {
+    case CONN_IDLE:
+        return conns->is_draining ? 0 : CONN_IDLE_MS;
+    case CONN_HEAD:
+        return CONN_HEAD_MS;
+    case CONN_BODY:
+        return CONN_BODY_MS;
+    case CONN_WRITE:
+        return CONN_WRITE_MS;
+    case CONN_LINGER:
+        return CONN_LINGER_MS;
+    default:
+        return -1;
+    }
+}
+
+static void list_remove(struct conn_list *list, struct conn *conn)
+{
+    *(conn->prev ? &conn->prev->next : &list->first) = conn->next;
+    *(conn->next ? &conn->next->prev : &list->last) = conn->prev;
+}
+
+static void list_append(struct conn_list *list, struct conn *conn)
+{
+    conn->prev = list->last;
+    conn->next = NULL;
+    *(list->last ? &list->last->next : &list->first) = conn;
+    list->last = conn;
+}
+
+/* Puts a connection at the end of a state's list, also when it is in that list already: its time in
+ * the state begins now. */
+static void enter(struct conns *conns, struct conn *conn, enum conn_state state)
+{
+    list_remove(&conns->lists[conn->state], conn);
+    conn->state = (uint8_t)state;
+    conn->since_ms = conns->now_ms;
+    list_append(&conns->lists[state], conn);
+}
+
+static void queue_write(struct conns *conns, struct conn *conn)
+{
+    if (conn->is_queued)
+        return;
+    conn->is_queued = true;
+    conn->next_queued = NULL;
+    *conns->to_write_end = conn;
+    conns->to_write_end = &conn->next_queued;
+}
+
+static void close_conn(struct conns *conns, struct conn *conn)
+{
+    conn->ticket = 0; /* what it stands for happens all the same; nobody is there to be told */
+    enter(conns, conn, CONN_CLOSED);
+}
+
+bool source_watch(int epoll_fd, struct source *source, int operation, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = source};
+    return epoll_ctl(epoll_fd, operation, source->fd, &event) == 0;
+}
+
+static void watch_conn(struct conns *conns, struct conn *conn, uint32_t events)
+{
+    if (conn->watched == events)
+        return;
+    conn->watched = events;
+    if (!source_watch(conns->epoll_fd, &conn->source, EPOLL_CTL_MOD, events))
+        close_conn(conns, conn);
+}
+
+static size_t unsent(const struct conn *conn)
+{
+    return conn->out ? conn->out->end - conn->out->begin : 0;
+}
+
+/* Room for n more bytes of replies. Returns where to put them, or NULL without memory: then the
+ * connection closes, since its next reply cannot be given. */
+static char *reserve_out(struct conns *conns, struct conn *conn, size_t n)
+{
+    struct outbox *out = conn->out;
+    size_t used = out ? out->end : 0;
+    if (!out || out->capacity - used < n) {
+        size_t capacity = used + n;
+        struct outbox *grown = realloc(out, sizeof *out + capacity);
+        if (!grown) {
+            close_conn(conns, conn);
+            return NULL;
+        }
+        if (!out)
+            grown->begin = grown->end = 0;
+        grown->capacity = capacity;
+        conn->out = grown;
+    }
+    return conn->out->bytes + conn->out->end;
+}
+
+/* The Date field's value, made anew once a second. */
+static const char *current_date(struct conns *conns)
+{
+    time_t now = time(NULL);
+    if (now != conns->date_s)
+        http_date(now, conns->date);
+    conns->date_s = now;
+    return conns->date;
+}
+
+/* Adds the reply in conns->reply. */
+static void add_reply(struct conns *conns, struct conn *conn)
+{
+    struct http_reply *reply = &conns->reply.http;
+    char *to = reserve_out(conns, conn, HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n);
+    if (!to)
+        return;
+    reply->close = conn->closing;
+    conn->reply_begin = conn->out->end;
+    conn->out->end += http_write_reply(to, reply, current_date(conns));
+    conn->ticket = conns->reply.ticket;
+    queue_write(conns, conn);
+}
+
+/* Ends a connection with an error reply. */
+static void refuse(struct conns *conns, struct conn *conn, int status, const char *why)
+{
+    api_refuse(status, why, &conns->reply);
+    conn->closing = true;
+    add_reply(conns, conn);
+}
+
+/* ------------------------------------------------------------------------ phase: read, parse, apply */
+
+static void answer(struct conns *conns, struct conn *conn, const struct http_request *request)
+{
+    enter(conns, conn, CONN_IDLE); /* the next request's time is its own */
+    api_answer(&conns->api, request, &conns->reply);
+    conn->closing = !request->keep_alive || conns->is_draining;
+    conns->reply.http.confirm_keep_alive = request->is_http10 && !conn->closing;
+    add_reply(conns, conn);
+}
+
+static bool may_apply(const struct conn *conn)
+{
+    return conn->state != CONN_CLOSED && !conn->ticket && !conn->closing &&
+           unsent(conn) < OUT_LIMIT_BYTES;
+}
+
+/* Applies requests from an inbox until it has no whole one or the connection may not go on. */
+static void apply(struct conns *conns, struct conn *conn, struct inbox *in)
+{
+    conn->has_input = false;
+    while (may_apply(conn) && in->begin < in->end) {
+        size_t size = in->end - in->begin;
+        enum http_progress progress = http_parse(&in->request, in->bytes + in->begin, &size);
+        in->end = in->begin + size;
+        switch (progress) {
+        case HTTP_CONTINUE: {
+            char *to = reserve_out(conns, conn, sizeof HTTP_100_CONTINUE - 1);
+            if (to) {
+                memcpy(to, HTTP_100_CONTINUE, sizeof HTTP_100_CONTINUE - 1);
+                conn->out->end += sizeof HTTP_100_CONTINUE - 1;
+                queue_write(conns, conn);
+            }
+            return;
+        }
+        case HTTP_MORE:
+            return;
+        case HTTP_ERROR:
+            refuse(conns, conn, in->request.status, in->request.why);
+            return;
+        case HTTP_DONE:
+            answer(conns, conn, &in->request);
+            in->begin += in->request.size;
+            http_request_init(&in->request);
+        }
+    }
+    conn->has_input = in->begin < in->end;
+}
+
+/* An inbox of a connection's own that holds what is in `in`, with room for more. */
+static struct inbox *copy_inbox(const struct inbox *in)
+{
+    size_t size = in->end - in->begin;
+    size_t capacity = size + IN_FIRST_BYTES;
+    struct inbox *copy = malloc(sizeof *copy + capacity);
+    if (!copy)
+        return NULL;
+    copy->request = in->request;
+    copy->begin = 0;
+    copy->end = size;
+    copy->capacity = capacity;
+    memcpy(copy->bytes, in->bytes + in->begin, size);
+    return copy;
+}
+
+/* Makes room to receive: moves the bytes to the front, and doubles a full inbox. */
+static struct inbox *make_room_in(struct inbox *in)
+{
+    if (in->begin > 0) {
+        memmove(in->bytes, in->bytes + in->begin, in->end - in->begin);
+        in->end -= in->begin;
+        in->begin = 0;
+    }
+    if (in->end < in->capacity)
+        return in;
+    size_t capacity = in->capacity * 2;
+    if (capacity > HTTP_MAX_REQUEST_BYTES && in->end < HTTP_MAX_REQUEST_BYTES)
+        capacity = HTTP_MAX_REQUEST_BYTES;
+    struct inbox *larger = realloc(in, sizeof *in + capacity);
+    if (larger)
+        larger->capacity = capacity;
+    return larger;
+}
+
+/* Applies what is in the inbox (the connection's or the shared scratch) and keeps what is left. */
+static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox *in)
+{
+    apply(conns, conn, in);
+    bool is_empty = in->begin == in->end;
+    if (in == conn->in) {
+        if (is_empty) {
+            free(in);
+            conn->in = NULL;
+        }
+    } else {
+        if (!is_empty && conn->state != CONN_CLOSED && !(conn->in = copy_inbox(in)))
+            close_conn(conns, conn);
+        in->begin = in->end = 0;
+        http_request_init(&in->request);
+    }
+    queue_write(conns, conn);
+}
+
+/* The client has shut its end: what it has asked for is still answered. */
+static void note_end(struct conns *conns, struct conn *conn)
+{
+    conn->peer_done = true;
+    if (conn->state == CONN_LINGER)
+        close_conn(conns, conn);
+    else
+        queue_write(conns, conn);
+}
+
+static void receive(struct conns *conns, struct conn *conn)
+{
+    struct inbox *in = conns->scratch;
+    if (conn->in) {
+        in = make_room_in(conn->in);
+        if (!in) {
+            close_conn(conns, conn);
+            return;
+        }
+        conn->in = in;
+    }
+    ssize_t n = recv(conn->source.fd, in->bytes + in->end, in->capacity - in->end, 0);
+    if (n < 0) {
+        if (errno != EAGAIN && errno != EINTR)
+            close_conn(conns, conn);
+    } else if (n == 0) {
+        note_end(conns, conn);
+    } else if (conn->state != CONN_LINGER) { /* what a refused client still sends is dropped */
+        in->end += (size_t)n;
+        apply_and_keep(conns, conn, in);
+    }
+}
+
+void conns_handle_event(struct conns *conns, struct source *source, uint32_t events)
+{
+    struct conn *conn = (struct conn *)source;
+    if (conn->state == CONN_CLOSED)
+        return;
+    if (events & (EPOLLERR | EPOLLHUP)) {
+        close_conn(conns, conn); /* both ends are shut: nobody reads a reply */
+        return;
+    }
+    if (events & EPOLLOUT)
+        queue_write(conns, conn);
+    if (!(events & EPOLLIN))
+        return;
+    /* A connection that may not go on is looked away from, or this event would come back at once.
+     * Only then: most of those who wait for a ticket send nothing meanwhile and cost no call. */
+    if (conn->state == CONN_COMMIT || conn->state == CONN_WRITE || conn->peer_done)
+        watch_conn(conns, conn, conn->watched & ~(uint32_t)EPOLLIN);
+    else if (!conn->has_input)
+        receive(conns, conn);
+}
+
+/* Requests that were received but held back, for a ticket or for replies to be taken first. */
+void conns_apply_held_back(struct conns *conns)
+{
+    struct conn *conn = conns->with_input;
+    conns->with_input = NULL;
+    while (conn) {
+        struct conn *next = conn->next_queued;
+        conn->is_queued = false;
+        if (conn->state != CONN_CLOSED)
+            apply_and_keep(conns, conn, conn->in);
+        conn = next;
+    }
+}
+
+/* ------------------------------------------------------------------------ phase: collect */
+
+/* Lets go on who waited for a ticket that has settled. */
+static void settle(struct conns *conns, struct conn *conn, bool ok)
+{
+    conn->ticket = 0;
+    if (!ok) {
+        api_storage_unavailable(&conns->reply);
+        conn->out->end = conn->reply_begin;
+        add_reply(conns, conn);
+    }
+    if (conn->state != CONN_CLOSED)
+        enter(conns, conn, CONN_IDLE);
+    if (conn->has_input)
+        apply_and_keep(conns, conn, conn->in);
+    queue_write(conns, conn);
+}
+
+void conns_settle(struct conns *conns, const struct store_settled *settled)
+{
+    struct conn *next;
+    for (struct conn *conn = conns->lists[CONN_COMMIT].first; conn; conn = next) {
+        next = conn->next;
+        if (conn->ticket <= settled->up_to)
+            settle(conns, conn, settled->ok);
+    }
+}
+
+/* ------------------------------------------------------------------------ phase: deadlines */
+
+static void expire(struct conns *conns, struct conn *conn)
+{
+    bool owes_reply = (conn->state == CONN_HEAD || conn->state == CONN_BODY) && conn->in &&
+                      conn->in->request.begun;
+    if (owes_reply)
+        refuse(conns, conn, 408, "the request did not arrive in time");
+    else
+        close_conn(conns, conn);
+    if (conn->state == CONN_HEAD || conn->state == CONN_BODY)
+        enter(conns, conn, CONN_IDLE); /* out of this list; the write phase gives it its state */
+}
+
+/* Judges those who have been in a state for too long. Who was ready at the last wait has been served
+ * by now; so the moment that counts is the one before it, and only if the wait saw everybody. */
+void conns_check_deadlines(struct conns *conns)
+{
+    if (!conns->saw_all)
+        return;
+    for (int state = 0; state < CONN_STATES; state++) {
+        int64_t duration = duration_ms(conns, (enum conn_state)state);
+        struct conn *conn;
+        while (duration >= 0 && (conn = conns->lists[state].first) != NULL &&
+               conn->since_ms + duration < conns->asked_ms && !conn->is_queued)
+            expire(conns, conn);
+    }
+}
+
+/* ------------------------------------------------------------------------ phase: write */
+
+/* Sends what may be sent. */
+static void send_replies(struct conns *conns, struct conn *conn)
+{
+    struct outbox *out = conn->out;
+    size_t end = conn->ticket ? conn->reply_begin : out->end;
+    while (out->begin < end) {
+        ssize_t n = send(conn->source.fd, out->bytes + out->begin, end - out->begin, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno != EAGAIN)
+            close_conn(conns, conn);
+        if (n < 0)
+            return;
+        out->begin += (size_t)n;
+    }
+    if (out->begin == out->end) {
+        free(out);
+        conn->out = NULL;
+    }
+}
+
+/* Shuts our end after the last reply and waits for the client to shut its own. Closing at once while
+ * the client still sends would reset the connection, and the reset may overtake the reply
+ * (RFC 9112, 9.6). */
+static void linger(struct conns *conns, struct conn *conn)
+{
+    if (conn->peer_done || shutdown(conn->source.fd, SHUT_WR) < 0) {
+        close_conn(conns, conn);
+        return;
+    }
+    free(conn->in);
+    conn->in = NULL;
+    conn->has_input = false;
+    enter(conns, conn, CONN_LINGER);
+    watch_conn(conns, conn, EPOLLIN);
+}
+
+/* Gives a connection the state that follows from what it holds. */
+static void choose_state(struct conns *conns, struct conn *conn)
+{
+    if (conn->ticket) {
+        if (conn->state != CONN_COMMIT)
+            enter(conns, conn, CONN_COMMIT);
+    } else if (unsent(conn) > 0) {
+        if (conn->state != CONN_WRITE)
+            enter(conns, conn, CONN_WRITE);
+        watch_conn(conns, conn, EPOLLOUT);
+    } else if (conn->closing) {
+        linger(conns, conn);
+    } else if (conn->has_input) {
+        conn->is_queued = true;
+        conn->next_queued = conns->with_input;
+        conns->with_input = conn;
+    } else if (conn->peer_done) {
+        close_conn(conns, conn); /* the rest of a request, if there is one, will never come */
+    } else {
+        enum conn_state state = !conn->in                     ? CONN_IDLE
+                                : conn->in->request.head_done ? CONN_BODY
+                                                              : CONN_HEAD;
+        if (conn->state != state)
+            enter(conns, conn, state);
+        watch_conn(conns, conn, EPOLLIN);
+    }
+}
+
+void conns_write(struct conns *conns)
+{
+    struct conn *conn = conns->to_write;
+    conns->to_write = NULL;
+    conns->to_write_end = &conns->to_write;
+    while (conn) {
+        struct conn *next = conn->next_queued;
+        conn->is_queued = false;
+        if (conn->state != CONN_CLOSED && conn->state != CONN_LINGER) {
+            if (conn->out)
+                send_replies(conns, conn);
+            if (conn->state != CONN_CLOSED)
+                choose_state(conns, conn);
+        }
+        conn = next;
+    }
+}
+
+/* ------------------------------------------------------------------------ phase: close */
+
+unsigned conns_free_closed(struct conns *conns)
+{
+    struct conn *conn;
+    unsigned freed = 0;
+    while ((conn = conns->lists[CONN_CLOSED].first) != NULL) {
+        list_remove(&conns->lists[CONN_CLOSED], conn);
+        conns->refusal_count -= conn->is_refusal;
+        close(conn->source.fd);
+        free(conn->in);
+        free(conn->out);
+        free(conn);
+        freed++;
+    }
+    conns->count -= freed;
+    return freed;
+}
+
+/* ------------------------------------------------------------------------ all of them */
+
+int conns_init(struct conns *conns)
+{
+    conns->to_write_end = &conns->to_write;
+    conns->scratch = malloc(sizeof *conns->scratch + HTTP_MAX_REQUEST_BYTES);
+    if (!conns->scratch)
+        return -1;
+    conns->scratch->begin = conns->scratch->end = 0;
+    conns->scratch->capacity = HTTP_MAX_REQUEST_BYTES;
+    http_request_init(&conns->scratch->request);
+    return 0;
+}
+
+void conns_free(struct conns *conns)
+{
+    for (int state = 0; state < CONN_CLOSED; state++)
+        while (conns->lists[state].first)
+            close_conn(conns, conns->lists[state].first);
+    conns_free_closed(conns);
+    free(conns->scratch);
+}
+
+void conns_add(struct conns *conns, int fd, bool is_refusal)
+{
+    struct conn *conn = calloc(1, sizeof *conn);
+    if (!conn) {
+        close(fd);
+        return;
+    }
+    conn->source = (struct source){SOURCE_CONN, fd};
+    conn->watched = EPOLLIN;
+    conn->state = CONN_IDLE;
+    conn->since_ms = conns->now_ms;
+    conn->is_refusal = is_refusal;
+    list_append(&conns->lists[CONN_IDLE], conn);
+    conns->count++;
+    conns->refusal_count += is_refusal;
+    if (!source_watch(conns->epoll_fd, &conn->source, EPOLL_CTL_ADD, EPOLLIN))
+        close_conn(conns, conn);
+    else if (is_refusal)
+        refuse(conns, conn, 503, "too many connections");
+}
+
+int64_t conns_wake_ms(const struct conns *conns)
+{
+    int64_t wake_ms = INT64_MAX;
+    if (conns->with_input)
+        return 0;
+    for (int state = 0; state < CONN_STATES; state++) {
+        const struct conn *conn = conns->lists[state].first;
+        int64_t duration = duration_ms(conns, (enum conn_state)state);
+        if (conn && duration >= 0 && conn->since_ms + duration + 1 < wake_ms)
+            wake_ms = conn->since_ms + duration + 1;
+    }
+    return wake_ms;
+}

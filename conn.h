@@ -1,0 +1,78 @@
+/*
+ * conn.h: the connections: their buffers, their states, their deadlines.
+ *
+ * The loop (main.c) calls one function a phase; conn.c draws the states.
+ */
+#ifndef CONN_H
+#define CONN_H
+
+#include "api.h"
+
+#include <sys/epoll.h>
+#include <time.h>
+
+/* Everything that epoll reports on begins with one of these. */
+enum source_kind { SOURCE_LISTENER, SOURCE_CONN, SOURCE_STORE, SOURCE_RELOAD };
+struct source {
+    enum source_kind kind;
+    int fd;
+};
+
+/* Adds, changes or removes what epoll watches a source for. Returns false with errno set when the
+ * kernel is out of memory or watches. */
+bool source_watch(int epoll_fd, struct source *source, int operation, uint32_t events);
+
+enum conn_state {
+    CONN_IDLE,   /* no byte of a request has arrived */
+    CONN_HEAD,   /* some of a request's head */
+    CONN_BODY,   /* its head and some of its body */
+    CONN_COMMIT, /* its last reply waits for a ticket */
+    CONN_WRITE,  /* replies wait for the client to read */
+    CONN_LINGER, /* our end is shut, the client's not yet */
+    CONN_CLOSED, /* to be freed at the end of the pass */
+    CONN_STATES,
+};
+
+struct conn_list {
+    struct conn *first, *last;
+};
+
+/* All connections and what they share. The owner sets the first group before each phase. */
+struct conns {
+    int epoll_fd;
+    struct api api;
+    int64_t asked_ms; /* a monotonic clock just before the last wait for events */
+    int64_t now_ms;   /* and just after it */
+    bool saw_all;     /* that wait reported every source that was ready */
+    bool is_draining; /* persist no more */
+
+    unsigned count, refusal_count;
+    struct conn_list lists[CONN_STATES];
+    struct conn *to_write, **to_write_end; /* the queue of the write phase */
+    struct conn *with_input;               /* held back with requests that have been received */
+    char date[HTTP_DATE_BYTES];
+    time_t date_s;
+    struct api_reply reply; /* the one being made */
+    struct inbox *scratch;  /* takes what a recv brings; only a rest of it moves to a connection */
+};
+
+/* Makes an empty set. Returns 0, or -1 when memory is short. conns_free closes every connection. */
+int conns_init(struct conns *conns);
+void conns_free(struct conns *conns);
+
+/* Takes over an accepted, non-blocking descriptor. A refusal is answered 503 and closed. */
+void conns_add(struct conns *conns, int fd, bool is_refusal);
+
+/* The phases, in the order of a pass. None of them blocks, but for what api_answer may read. */
+void conns_settle(struct conns *conns, const struct store_settled *settled);
+void conns_handle_event(struct conns *conns, struct source *source, uint32_t events);
+void conns_apply_held_back(struct conns *conns);
+void conns_check_deadlines(struct conns *conns);
+void conns_write(struct conns *conns);
+unsigned conns_free_closed(struct conns *conns); /* returns how many */
+
+/* When conns_check_deadlines next has something to do, on the clock of now_ms; 0 for at once,
+ * INT64_MAX for never. */
+int64_t conns_wake_ms(const struct conns *conns);
+
+#endif

@@ -1,0 +1,166 @@
+/*
+ * listen.c: listening sockets.
+ *
+ *     text --parse_address--> struct address --bind_and_listen--> descriptor --listen_name--> text
+ *
+ * It knows addresses and Unix socket files, and neither epoll nor connections. What it refuses: host
+ * names (which address would be meant is the operator's to say) and ports past 65535.
+ */
+#include "listen.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define LISTEN_BACKLOG 4096 /* as much as the kernel's somaxconn allows */
+
+struct address {
+    union {
+        struct sockaddr_storage any;
+        struct sockaddr_un un;
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+    };
+    socklen_t size;
+};
+
+/* Reads unix:PATH. */
+static bool parse_unix(const char *path, struct address *address)
+{
+    size_t size = strlen(path);
+    if (size == 0 || size >= sizeof address->un.sun_path)
+        return false;
+    address->un.sun_family = AF_UNIX;
+    memcpy(address->un.sun_path, path, size);
+    address->size = sizeof address->un;
+    return true;
+}
+
+/* Reads ADDR:PORT, [ADDR]:PORT or unix:PATH. */
+static bool parse_address(const char *text, struct address *address)
+{
+    memset(address, 0, sizeof *address);
+    if (strncmp(text, "unix:", 5) == 0)
+        return parse_unix(text + 5, address);
+    char host[INET6_ADDRSTRLEN + 2], *end;
+    const char *colon = strrchr(text, ':');
+    size_t size = colon ? (size_t)(colon - text) : 0;
+    if (size == 0 || size >= sizeof host || colon[1] < '0' || colon[1] > '9')
+        return false;
+    memcpy(host, text, size);
+    host[size] = '\0';
+    unsigned long port = strtoul(colon + 1, &end, 10);
+    if (*end || port > UINT16_MAX)
+        return false;
+    if (host[0] == '[' && host[size - 1] == ']') {
+        host[size - 1] = '\0';
+        address->in6.sin6_family = AF_INET6;
+        address->in6.sin6_port = htons((uint16_t)port);
+        address->size = sizeof address->in6;
+        return inet_pton(AF_INET6, host + 1, &address->in6.sin6_addr) == 1;
+    }
+    address->in.sin_family = AF_INET;
+    address->in.sin_port = htons((uint16_t)port);
+    address->size = sizeof address->in;
+    return inet_pton(AF_INET, host, &address->in.sin_addr) == 1;
+}
+
+/* Removes a socket that nobody listens on any more. Returns whether the path is free now. */
+static bool remove_stale_socket(const struct sockaddr_un *un)
+{
+    struct stat status;
+    if (lstat(un->sun_path, &status) < 0 || !S_ISSOCK(status.st_mode))
+        return false;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return false;
+    bool is_refused =
+        connect(fd, (const struct sockaddr *)un, sizeof *un) < 0 && errno == ECONNREFUSED;
+    close(fd);
+    errno = EADDRINUSE;
+    return is_refused && unlink(un->sun_path) == 0;
+}
+
+static int bind_and_listen(int fd, const struct address *address)
+{
+    const struct sockaddr *name = (const struct sockaddr *)&address->any;
+    int on = 1, family = name->sa_family;
+    if (family != AF_UNIX) {
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+        /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it back. */
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    }
+    if (family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+    int result = bind(fd, name, address->size);
+    if (result < 0 && errno == EADDRINUSE && family == AF_UNIX && remove_stale_socket(&address->un))
+        result = bind(fd, name, address->size);
+    return result < 0 ? -1 : listen(fd, LISTEN_BACKLOG);
+}
+
+bool listen_is_address(const char *text)
+{
+    struct address address;
+    return parse_address(text, &address);
+}
+
+int listen_open(struct listener *listener, const char *text)
+{
+    struct address address;
+    if (!parse_address(text, &address)) {
+        errno = EINVAL;
+        return -1;
+    }
+    *listener = (struct listener){.fd = -1};
+    int fd = socket(address.any.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return -1;
+    if (bind_and_listen(fd, &address) < 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    listener->fd = fd;
+    struct stat status;
+    if (address.any.ss_family == AF_UNIX && lstat(address.un.sun_path, &status) == 0) {
+        memcpy(listener->unix_path, address.un.sun_path, sizeof listener->unix_path);
+        listener->unix_dev = status.st_dev;
+        listener->unix_ino = status.st_ino;
+    }
+    return 0;
+}
+
+void listen_name(const struct listener *listener, char name[LISTEN_NAME_BYTES])
+{
+    struct address address = {.size = sizeof address.any};
+    char host[INET6_ADDRSTRLEN] = "?";
+    if (listener->unix_path[0]) {
+        snprintf(name, LISTEN_NAME_BYTES, "unix:%s", listener->unix_path);
+        return;
+    }
+    getsockname(listener->fd, (struct sockaddr *)&address.any, &address.size);
+    if (address.any.ss_family == AF_INET6) {
+        inet_ntop(AF_INET6, &address.in6.sin6_addr, host, sizeof host);
+        snprintf(name, LISTEN_NAME_BYTES, "[%s]:%u", host, ntohs(address.in6.sin6_port));
+    } else {
+        inet_ntop(AF_INET, &address.in.sin_addr, host, sizeof host);
+        snprintf(name, LISTEN_NAME_BYTES, "%s:%u", host, ntohs(address.in.sin_port));
+    }
+}
+
+void listen_close(struct listener *listener)
+{
+    struct stat status;
+    close(listener->fd);
+    if (listener->unix_path[0] && lstat(listener->unix_path, &status) == 0 &&
+        status.st_dev == listener->unix_dev && status.st_ino == listener->unix_ino)
+        unlink(listener->unix_path);
+}

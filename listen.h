@@ -1,0 +1,33 @@
+/*
+ * listen.h: listening sockets, from the address as text to the name in the ready line.
+ */
+#ifndef LISTEN_H
+#define LISTEN_H
+
+#include <stdbool.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+struct listener {
+    int fd; /* non-blocking, close-on-exec */
+    char unix_path[sizeof((struct sockaddr_un *)0)->sun_path]; /* "" for TCP */
+    dev_t unix_dev;
+    ino_t unix_ino; /* to unlink at the end only what is still ours */
+};
+
+/* Whether text is ADDR:PORT, [ADDR]:PORT (numeric, port 0 for any free one) or unix:PATH. */
+bool listen_is_address(const char *text);
+
+/* Listens on an address. A Unix socket left behind by a dead process is replaced, one that somebody
+ * answers is not; nor is a file that is no socket. An IPv6 address takes IPv6 alone, so that it and
+ * its IPv4 twin can be given together. Returns 0, or -1 with errno set. */
+int listen_open(struct listener *listener, const char *text);
+
+/* Writes the address listened on, with the real port, as listen_open would take it. */
+#define LISTEN_NAME_BYTES 128
+void listen_name(const struct listener *listener, char name[LISTEN_NAME_BYTES]);
+
+/* Closes a listener; a Unix socket's path is unlinked. */
+void listen_close(struct listener *listener);
+
+#endif

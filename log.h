@@ -1,0 +1,97 @@
+/*
+ * log.h: the log as a file: its lines, how it is born, how it is read.
+ *
+ * What the lines mean together (batches, what is certified, what a bad line is) and when they are
+ * written is store.c's business; the format is drawn there. Nothing here keeps any state but what
+ * the caller passes. All that touches a file blocks.
+ */
+#ifndef LOG_H
+#define LOG_H
+
+#include "slice.h"
+#include <stdint.h>
+#include <sys/types.h>
+
+#define LOG_NAME              "keys.log"
+#define LOG_FIRST_LINE        "roomkeyd keys.log 1\n"
+#define LOG_FIRST_LINE_BYTES  (sizeof LOG_FIRST_LINE - 1)
+#define LOG_ESCAPED_MAX_BYTES (2 * ID_MAX_BYTES)
+/* CRC, BATCH, OP, TIME, three IDs, six tabs, a newline. */
+#define LOG_LINE_MAX_BYTES (8 + 1 + 16 + 1 + 1 + 1 + 20 + 3 * (1 + LOG_ESCAPED_MAX_BYTES) + 1)
+
+/* Why something could not be done: text for people, in the caller's buffer. */
+struct log_failure {
+    char *text;
+    size_t size;
+};
+
+/* Puts the reason into the buffer. Always returns -1, so that failing reads as one statement. */
+__attribute__((format(printf, 2, 3))) int log_fail(struct log_failure why, const char *format, ...);
+
+/* Writes an ID as it stands in a line to out, and returns its size. */
+size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]);
+
+/* Undoes log_escape. Returns the bytes written to out, or 0 if the field is not what log_escape
+ * writes for an ID: empty, too long, or with another escape in it. */
+size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]);
+
+/* A line: a record or a seal. The three IDs are escaped, and empty in a seal. */
+struct log_line {
+    uint64_t batch;
+    uint64_t time_ms; /* since 1970 */
+    bool is_seal;
+    struct slice user, room, key;
+};
+
+/* Writes a line with its checksum and newline to out, and returns its size. */
+size_t log_format(const struct log_line *line, char out[LOG_LINE_MAX_BYTES]);
+
+/* What can be wrong with a line. log_parse judges it alone and says one of the first four; the
+ * others come to light beside its neighbours. */
+enum log_fault {
+    LOG_VALID,
+    LOG_BAD_CHECKSUM,
+    LOG_BAD_FIELDS,
+    LOG_NEWER, /* the checksum holds, but the operation is none of this version's */
+    LOG_BAD_BATCH,
+    LOG_ROOM_TWICE,
+    LOG_NOT_A_LINE,
+};
+const char *log_fault_text(enum log_fault fault);
+
+/* Takes a line apart, given without its newline. The slices point into text. */
+enum log_fault log_parse(struct slice text, struct log_line *line);
+
+/* Reads a file line by line through a large buffer of the caller's. */
+#define LOG_READ_BUFFER_BYTES (1u << 20)
+struct log_reader {
+    int fd;
+    char *buffer;    /* LOG_READ_BUFFER_BYTES */
+    uint64_t offset; /* where the next line begins in the file; set it to begin there */
+    size_t begin, end;
+    bool at_end;  /* nothing more in the file than in the buffer */
+    bool in_line; /* the next byte is inside a line that was given up */
+};
+
+/* The next line, without its newline, and its offset in the file. Bytes that cannot be a line (too
+ * long, or no newline before the end) are given as they are with *whole false; reading goes on after
+ * the next newline. text lives until the next call. Returns 1, 0 at the end, -1 with errno set. */
+int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offset, bool *whole);
+
+/* Opens the log in a directory for reading and writing, and checks its first line. Where there is
+ * none (or an empty file: a log is born with its first line) it is made, complete and durable, or not
+ * at all. A file that is something else is not touched. Returns a descriptor, or -1 with the reason. */
+int log_open(int dir_fd, struct log_failure why);
+
+/* System calls made whole: short counts are finished, EINTR is no failure. All return -1 with errno
+ * set when they fail. log_read_at returns fewer than size bytes only at the end of the file. */
+ssize_t log_read_at(int fd, char *buffer, size_t size, uint64_t offset);
+int log_write_at(int fd, struct slice bytes, uint64_t offset);
+int log_sync_data(int fd);
+int log_sync_all(int fd);
+int log_cut(int fd, uint64_t size);
+
+/* Copies bytes [from, to) of a file to an offset of another, or onto themselves. */
+int log_copy(int from_fd, int to_fd, uint64_t from, uint64_t to, uint64_t at);
+
+#endif

@@ -1,0 +1,556 @@
+/*
+ * main.c: the process: options, signals, listening sockets, and the event loop.
+ *
+ * One thread serves all connections with level-triggered epoll. A pass of the loop is a fixed
+ * sequence of phases, and the order of two of them is the server's promise: a reply is written only
+ * after the batch that it rests on has been collected from the store, where it is on disk.
+ *
+ *     wait -> collect -> accept -> read -> deadlines -> hand over -> write -> close
+ *      |         |          |       |          |            |           |        `- free what closed
+ *      |         |          |       |          |            |           `- send what may be sent
+ *      |         |          |       |          |            `- the open batch to the committer
+ *      |         |          |       |          `- 408 or close for those who were not ready
+ *      |         |          |       `- receive, parse, apply; replies gather per connection
+ *      |         |          `- new connections, a bounded number
+ *      |         `- settled tickets: their connections go on
+ *      `- the only place that sleeps
+ *
+ * Three threads at most: this one; the store's committer, which wakes it through an eventfd; and
+ * while users and rooms are reread, one that does that. All three block all signals, but for this
+ * one while it waits. What the threads share is in store.c and struct reload.
+ *
+ * To read the server from here: conn.c drives a connection, http.c parses it, api.c answers, access.c
+ * says who may, store.c keeps.
+ */
+#include "access.h"
+#include "conn.h"
+#include "listen.h"
+#include "store.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define DRAIN_MS            10000 /* after SIGTERM, to finish what is in flight */
+#define ACCEPT_REST_MS      1000  /* without descriptors, before the listeners try again */
+#define EVENTS_PER_PASS     256
+#define ACCEPTS_PER_PASS    256
+#define LISTENERS_MAX       16
+#define CONNECTIONS_DEFAULT 16384
+#define REFUSALS_MAX        64 /* connections beyond the limit that are being told so */
+#define DESCRIPTORS_KEPT    32 /* for listeners, log, directory, epoll, a reload */
+
+struct listening {
+    struct source source;
+    struct listener listener;
+};
+
+/* A running reread of users and rooms. */
+struct reload {
+    struct source source; /* an eventfd: the thread is done */
+    const char *dir;
+    pthread_t thread;
+    bool is_running, is_wanted;
+    struct access *access; /* the thread's result, NULL with `why` */
+    char why[256];
+};
+
+struct options {
+    const char *dir;
+    const char *listen[LISTENERS_MAX];
+    int listen_count;
+    unsigned max_connections;
+};
+
+struct server {
+    struct options options;
+    struct conns conns;
+    struct listening listening[LISTENERS_MAX];
+    int listening_count;
+    bool is_resting; /* the listeners are not watched: there are no descriptors left */
+    bool rest_told;
+    int64_t rest_until_ms;
+    int64_t drain_until_ms;
+    struct source store_source;
+    struct store *store;
+    struct access *access;
+    struct reload reload;
+};
+
+/* The only global state: what signal handlers say. */
+static volatile sig_atomic_t stop_signals, reload_signals;
+
+static int64_t monotonic_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* ------------------------------------------------------------------------ phase: accept */
+
+static void watch_listeners(struct server *server, uint32_t events)
+{
+    for (int i = 0; i < server->listening_count; i++)
+        source_watch(server->conns.epoll_fd, &server->listening[i].source, EPOLL_CTL_MOD, events);
+}
+
+/* Without descriptors or memory a listener would stay ready and the loop would spin: it rests until a
+ * connection closes or some time has passed. */
+static void rest_listeners(struct server *server, const char *why)
+{
+    if (!server->rest_told)
+        fprintf(stderr, "roomkeyd: cannot accept connections for now: %s\n", why);
+    server->rest_told = true;
+    server->is_resting = true;
+    server->rest_until_ms = server->conns.now_ms + ACCEPT_REST_MS;
+    watch_listeners(server, 0);
+}
+
+static void wake_listeners(struct server *server)
+{
+    server->is_resting = false;
+    watch_listeners(server, EPOLLIN);
+}
+
+static void accept_conns(struct server *server, int listening_fd)
+{
+    for (int i = 0; i < ACCEPTS_PER_PASS && !server->is_resting; i++) {
+        if (server->conns.refusal_count >= REFUSALS_MAX) {
+            rest_listeners(server, "too many connections beyond the limit");
+            return;
+        }
+        int fd = accept4(listening_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            unsigned served = server->conns.count - server->conns.refusal_count;
+            conns_add(&server->conns, fd, served >= server->options.max_connections);
+            continue;
+        }
+        switch (errno) {
+        case EAGAIN:
+            return;
+        case EMFILE:
+        case ENFILE:
+        case ENOBUFS:
+        case ENOMEM:
+            rest_listeners(server, strerror(errno));
+            return;
+        default:
+            break; /* this connection's trouble (accept(2) lists many); the next may be well */
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------ reload */
+
+static void *reload_main(void *argument)
+{
+    struct reload *reload = argument;
+    reload->access = access_load(reload->dir, reload->why, sizeof reload->why);
+    eventfd_write(reload->source.fd, 1);
+    return NULL;
+}
+
+/* Starts rereading users and rooms beside the loop, or remembers to when that is under way. */
+static void start_reload(struct server *server)
+{
+    struct reload *reload = &server->reload;
+    reload->is_wanted = reload->is_running;
+    if (reload->is_running)
+        return;
+    int error = pthread_create(&reload->thread, NULL, reload_main, reload);
+    if (error)
+        fprintf(stderr, "roomkeyd: cannot reload: %s\n", strerror(error));
+    reload->is_running = error == 0;
+}
+
+static void finish_reload(struct server *server)
+{
+    struct reload *reload = &server->reload;
+    if (!reload->is_running)
+        return;
+    pthread_join(reload->thread, NULL);
+    reload->is_running = false;
+    if (reload->access) {
+        access_free(server->access);
+        server->access = reload->access;
+        server->conns.api.access = reload->access;
+        reload->access = NULL;
+    } else {
+        fprintf(stderr, "roomkeyd: %s; users and rooms stay as they were\n", reload->why);
+    }
+    if (reload->is_wanted)
+        start_reload(server);
+}
+
+/* ------------------------------------------------------------------------ the loop */
+
+static void close_listeners(struct server *server)
+{
+    for (int i = 0; i < server->listening_count; i++)
+        listen_close(&server->listening[i].listener);
+    server->listening_count = 0;
+    server->is_resting = false;
+}
+
+/* The first SIGTERM or SIGINT: whoever has connected by now is served to the end, nobody else is. */
+static void start_draining(struct server *server)
+{
+    for (int i = 0; i < server->listening_count; i++)
+        accept_conns(server, server->listening[i].source.fd);
+    close_listeners(server);
+    server->conns.is_draining = true;
+    server->drain_until_ms = server->conns.now_ms + DRAIN_MS;
+}
+
+/* How long the loop may sleep, in milliseconds; -1 for ever. */
+static int sleep_ms(struct server *server)
+{
+    int64_t now_ms = server->conns.asked_ms;
+    int64_t wake_ms = conns_wake_ms(&server->conns);
+    int tick_ms = store_tick(server->store, now_ms);
+    if (tick_ms >= 0 && now_ms + tick_ms < wake_ms)
+        wake_ms = now_ms + tick_ms;
+    if (server->is_resting && server->rest_until_ms < wake_ms)
+        wake_ms = server->rest_until_ms;
+    if (server->conns.is_draining && server->drain_until_ms < wake_ms)
+        wake_ms = server->drain_until_ms;
+    if (wake_ms == INT64_MAX)
+        return -1;
+    return wake_ms <= now_ms ? 0 : (int)(wake_ms - now_ms);
+}
+
+/* Waits for events; signals arrive here and nowhere else. Returns the number of events. */
+static int wait_for_events(struct server *server, struct epoll_event *events, const sigset_t *mask)
+{
+    struct conns *conns = &server->conns;
+    conns->asked_ms = monotonic_ms();
+    int n = epoll_pwait(conns->epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server), mask);
+    if (n < 0 && errno != EINTR) {
+        fprintf(stderr, "roomkeyd: epoll_wait: %s\n", strerror(errno));
+        abort(); /* EBADF, EFAULT or EINVAL: a defect of this program */
+    }
+    conns->now_ms = monotonic_ms();
+    conns->saw_all = n >= 0 && n < EVENTS_PER_PASS;
+    return n < 0 ? 0 : n;
+}
+
+static void collect_commits(struct server *server)
+{
+    struct store_settled settled;
+    if (store_collect(server->store, &settled))
+        conns_settle(&server->conns, &settled);
+}
+
+static void handle_signals(struct server *server)
+{
+    if (reload_signals) {
+        reload_signals = 0;
+        start_reload(server);
+    }
+    if (stop_signals && !server->conns.is_draining)
+        start_draining(server);
+    if (server->is_resting && server->conns.now_ms >= server->rest_until_ms)
+        wake_listeners(server);
+}
+
+static void handle_events(struct server *server, const struct epoll_event *events, int n)
+{
+    for (int i = 0; i < n; i++) {
+        struct source *source = events[i].data.ptr;
+        if (source->kind == SOURCE_LISTENER && !server->conns.is_draining)
+            accept_conns(server, source->fd);
+        if (source->kind == SOURCE_RELOAD)
+            finish_reload(server);
+    }
+    for (int i = 0; i < n; i++) {
+        struct source *source = events[i].data.ptr;
+        if (source->kind == SOURCE_CONN)
+            conns_handle_event(&server->conns, source, events[i].events);
+    }
+    conns_apply_held_back(&server->conns);
+}
+
+static bool is_finished(const struct server *server)
+{
+    return server->conns.is_draining &&
+           (server->conns.count == 0 || server->conns.asked_ms >= server->drain_until_ms);
+}
+
+/* Serves until a signal has stopped it and what was in flight is done. */
+static void run(struct server *server, const sigset_t *mask)
+{
+    struct epoll_event events[EVENTS_PER_PASS];
+    while (!is_finished(server)) {
+        int n = wait_for_events(server, events, mask);
+        collect_commits(server);
+        handle_signals(server);
+        handle_events(server, events, n);
+        conns_check_deadlines(&server->conns);
+        store_hand_over(server->store);
+        conns_write(&server->conns);
+        if (conns_free_closed(&server->conns) > 0 && server->is_resting)
+            wake_listeners(server);
+    }
+}
+
+/* ------------------------------------------------------------------------ the process */
+
+/* Opens all listeners. Without --listen: both loopback addresses, as `localhost` may be either. */
+static int open_listeners(struct server *server)
+{
+    static const char *const defaults[] = {"127.0.0.1:3000", "[::1]:3000"};
+    const struct options *options = &server->options;
+    bool is_default = options->listen_count == 0;
+    int count = is_default ? 2 : options->listen_count;
+    for (int i = 0; i < count; i++) {
+        struct listening *listening = &server->listening[server->listening_count];
+        const char *text = is_default ? defaults[i] : options->listen[i];
+        listening->source.kind = SOURCE_LISTENER;
+        if (listen_open(&listening->listener, text) == 0) {
+            server->listening_count++;
+            listening->source.fd = listening->listener.fd;
+            if (source_watch(server->conns.epoll_fd, &listening->source, EPOLL_CTL_ADD, EPOLLIN))
+                continue;
+        }
+        bool has_no_ipv6 = errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL;
+        if (is_default && i == 1 && has_no_ipv6)
+            continue;
+        fprintf(stderr, "roomkeyd: cannot listen on %s: %s\n", text, strerror(errno));
+        return -1;
+    }
+    return 0;
+}
+
+/* Says where the server listens, now that it does. */
+static void print_ready_lines(const struct server *server)
+{
+    for (int i = 0; i < server->listening_count; i++) {
+        char name[LISTEN_NAME_BYTES];
+        listen_name(&server->listening[i].listener, name);
+        printf("roomkeyd: listening on %s\n", name);
+    }
+    fflush(stdout);
+}
+
+static void on_signal(int signal)
+{
+    if (signal == SIGHUP) {
+        reload_signals = 1;
+    } else {
+        if (stop_signals)
+            _exit(1); /* asked twice: at once. What was acknowledged is on disk. */
+        stop_signals = 1;
+    }
+}
+
+/* Installs the handlers. The signals stay blocked, also in all threads made later, but while the loop
+ * waits with the mask given back here. */
+static void prepare_signals(sigset_t *while_waiting)
+{
+    sigset_t handled;
+    struct sigaction action = {.sa_handler = on_signal};
+    static const int signals[] = {SIGTERM, SIGINT, SIGHUP};
+    sigemptyset(&handled);
+    sigfillset(&action.sa_mask);
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
+        sigaddset(&handled, signals[i]);
+        sigaction(signals[i], &action, NULL);
+    }
+    pthread_sigmask(SIG_BLOCK, &handled, while_waiting);
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        sigdelset(while_waiting, signals[i]);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which the store handles */
+}
+
+/* Raises the descriptor limit as far as it goes, and lowers the connection limit to what it leaves. */
+static void fit_limits(struct options *options)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    rlim_t kept = DESCRIPTORS_KEPT + REFUSALS_MAX;
+    if (limit.rlim_cur <= 2 * kept)
+        kept = limit.rlim_cur / 2;
+    if (options->max_connections > limit.rlim_cur - kept)
+        options->max_connections = (unsigned)(limit.rlim_cur - kept);
+}
+
+/* Everything that has to be there before the first connection. Returns 0, or -1, reported. */
+static int start(struct server *server)
+{
+    char why[512] = "out of memory";
+    struct conns *conns = &server->conns;
+    if (conns_init(conns) == 0)
+        server->access = access_load(server->options.dir, why, sizeof why);
+    if (server->access)
+        server->store = store_open(server->options.dir, why, sizeof why);
+    if (!server->store) {
+        fprintf(stderr, "roomkeyd: %s\n", why);
+        return -1;
+    }
+    conns->api = (struct api){.access = server->access, .store = server->store};
+    conns->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    server->store_source = (struct source){SOURCE_STORE, store_event_fd(server->store)};
+    server->reload.source = (struct source){SOURCE_RELOAD, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    server->reload.dir = server->options.dir;
+    /* Edge-triggered: a count that only ever grows needs no read to be ready again. */
+    uint32_t edge = EPOLLIN | EPOLLET;
+    if (conns->epoll_fd < 0 || server->reload.source.fd < 0 ||
+        !source_watch(conns->epoll_fd, &server->store_source, EPOLL_CTL_ADD, edge) ||
+        !source_watch(conns->epoll_fd, &server->reload.source, EPOLL_CTL_ADD, edge)) {
+        fprintf(stderr, "roomkeyd: epoll: %s\n", strerror(errno));
+        return -1;
+    }
+    return open_listeners(server);
+}
+
+/* Undoes start, however far that came. Returns whether the disk has never failed. */
+static bool stop(struct server *server)
+{
+    close_listeners(server);
+    conns_free(&server->conns);
+    if (server->reload.is_running) {
+        pthread_join(server->reload.thread, NULL);
+        access_free(server->reload.access);
+    }
+    bool is_sound = !server->store || store_close(server->store) == 0;
+    access_free(server->access);
+    if (server->reload.source.fd >= 0)
+        close(server->reload.source.fd);
+    if (server->conns.epoll_fd >= 0)
+        close(server->conns.epoll_fd);
+    return is_sound;
+}
+
+/* The main job. Returns the process's exit code. */
+static int serve(const struct options *options)
+{
+    struct server *server = calloc(1, sizeof *server);
+    sigset_t while_waiting;
+    if (!server) {
+        fprintf(stderr, "roomkeyd: out of memory\n");
+        return 1;
+    }
+    server->options = *options;
+    server->conns.epoll_fd = server->reload.source.fd = -1;
+    fit_limits(&server->options);
+    prepare_signals(&while_waiting);
+    bool has_started = start(server) == 0;
+    if (has_started) {
+        print_ready_lines(server);
+        run(server, &while_waiting);
+        pthread_sigmask(SIG_SETMASK, &while_waiting, NULL); /* a stuck disk can be left, too */
+    }
+    bool is_sound = stop(server);
+    free(server);
+    return has_started && is_sound ? 0 : 1;
+}
+
+/* ------------------------------------------------------------------------ options */
+
+static const char USAGE[] =
+    "usage: roomkeyd [serve] [--listen ADDR]... [--data DIR] [--max-connections N]\n";
+
+static const char HELP[] =
+    "\n"
+    "Sets the key ID of an end-to-end encrypted room, once: POST /api/v1/e2e.setRoomKeyID.\n"
+    "\n"
+    "  --listen ADDR         127.0.0.1:3000, 0.0.0.0:3000, [::]:3000 or unix:PATH; port 0 for any\n"
+    "                        free one; may be given several times\n"
+    "                        (default 127.0.0.1:3000 and [::1]:3000)\n"
+    "  --data DIR            the directory of users, rooms and keys.log (default data)\n"
+    "  --max-connections N   more than these are answered 503 (default 16384, at most what the\n"
+    "                        descriptor limit leaves)\n"
+    "  --help, --version     print this, or the version, and exit\n"
+    "\n"
+    "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
+    "and rooms. Exit code: 0 stopped, 1 could not start or the disk failed, 2 bad usage.\n";
+
+__attribute__((format(printf, 1, 2))) static int usage_error(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "roomkeyd: ");
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n%s", USAGE);
+    va_end(args);
+    return 2;
+}
+
+static int read_listen(const char *text, struct options *options)
+{
+    if (!listen_is_address(text))
+        return usage_error("--listen: not ADDR:PORT, [ADDR]:PORT or unix:PATH: '%s'", text);
+    if (options->listen_count == LISTENERS_MAX)
+        return usage_error("--listen: given more than %d times", LISTENERS_MAX);
+    options->listen[options->listen_count++] = text;
+    return 0;
+}
+
+static int read_max_connections(const char *text, struct options *options)
+{
+    char *end;
+    errno = 0;
+    unsigned long n = strtoul(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end || errno || n == 0 || n > 1000000)
+        return usage_error("--max-connections: not a number from 1 to 1000000: '%s'", text);
+    options->max_connections = (unsigned)n;
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option long_options[] = {
+        {"listen", required_argument, NULL, 'l'},
+        {"data", required_argument, NULL, 'd'},
+        {"max-connections", required_argument, NULL, 'm'},
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},
+        {0},
+    };
+    struct options options = {.dir = "data", .max_connections = CONNECTIONS_DEFAULT};
+    int option, error = 0;
+    opterr = 0;
+    while (!error && (option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        switch (option) {
+        case 'l':
+            error = read_listen(optarg, &options);
+            break;
+        case 'd':
+            options.dir = optarg;
+            break;
+        case 'm':
+            error = read_max_connections(optarg, &options);
+            break;
+        case 'h':
+            printf("%s%s", USAGE, HELP);
+            return 0;
+        case 'v':
+            printf("roomkeyd %s\n", ROOMKEYD_VERSION);
+            return 0;
+        default:
+            error = usage_error("unknown option, or a value missing or unasked: '%s'",
+                                argv[optind - 1]);
+        }
+    }
+    if (error)
+        return error;
+    if (optind < argc && strcmp(argv[optind], "serve") == 0)
+        optind++;
+    if (optind < argc)
+        return usage_error("unknown command: '%s'", argv[optind]);
+    return serve(&options);
+}

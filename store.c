@@ -1,0 +1,730 @@
+/*
+ * store.c: the append-only log, its replay, and the thread that commits to it.
+ *
+ * The log, DIR/keys.log, is text: a first line that names format and version, then a line a record,
+ * fields separated by tabs. Backslash escapes (\t \n \r \\, as in PostgreSQL's COPY) keep every field
+ * on its line, so cut, awk and grep read it.
+ *
+ *     roomkeyd keys.log 1
+ *     5c1f90ab  14   S   1732354800000  d26x6zSkaPSe5gCyy  wCiXndNp5NqNY3uCc  my-UniQu3_ke4_Id
+ *     |         |    |   |              |                  |                  `- KEYID
+ *     |         |    |   |              |                  `- RID: each at most once in a log
+ *     |         |    |   |              `- USERID: who set it, or -
+ *     |         |    |   `- TIME: milliseconds since 1970, for information only
+ *     |         |    `- OP: S set; - a seal, which ends here; R (reset) is reserved
+ *     |         `- BATCH: the offset (hex) at which this line's batch begins
+ *     `- CRC: CRC-32C (hex) of all that stands after its tab, up to the newline
+ *
+ * BATCH is what tells a crash from damage. A batch is one write and one fdatasync, and the next one
+ * is written only after that sync has succeeded. So a line whose BATCH is B says: everything before B
+ * was on disk when I was written. Let C be the highest BATCH of any valid line:
+ *
+ *     0              C                    X               end
+ *     |--------------|--------------------|~~~~~~~~~~~~~~~~|
+ *     certified:      the last batch: whole lines are kept,  from its first bad line on: a torn tail,
+ *     a bad line      since they may have been acknowledged  never acknowledged: saved in a file of
+ *     is damage                                              its own, reported, and cut off
+ *
+ * A seal is a line without a record: it certifies a log at rest to its end. It is not synced itself,
+ * so the batch after it counts as beginning at the seal.
+ *
+ * What has to hold:
+ *   1. A ticket settles well only after fdatasync has returned 0 for its batch, and replay lets the
+ *      store answer only after what it kept has been written and synced again: after a failed sync
+ *      Linux forgets which pages it never wrote, and reading them back proves nothing.
+ *   2. The bytes before the open batch's start are never written again, except by replay with
+ *      themselves; nothing is ever removed but a tail that no acknowledgement rests on.
+ *   3. A durable record always fits the index: its slot is reserved before it is written.
+ *
+ * Assumed of the disk, as SQLite does ("powersafe overwrite"): a write that a power failure cuts short
+ * harms no byte outside its own range.
+ *
+ * Who owns what. The owner's thread (the loop) owns every field of struct store but those under
+ * `lock`: the hand-over. Between store_hand_over and store_collect the committer reads the batch it
+ * was given, and the owner too, but nobody changes it. No lock is held across a system call, so the
+ * owner never waits for the disk behind the committer's back: it waits only when it reads a record
+ * back to confirm a match in the index, which may meet a page that is not in memory.
+ */
+#include "store.h"
+#include "log.h"
+#include "table.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BATCH_KEEP_BYTES  (1u << 20) /* a batch's buffers above this are given back after use */
+#define SEAL_AFTER_MS     1000       /* without a set */
+#define COMMIT_RECHECK_MS 1000       /* in case the committer's wake-up was lost */
+
+/* ------------------------------------------------------------------------ types */
+
+/* One set in a batch: what the durable index needs to know of it once it is on disk. */
+struct entry {
+    uint64_t hash, offset;
+};
+
+/* The bytes of one write, and an index of the sets among them. */
+struct batch {
+    uint64_t number; /* the ticket of its sets; the first is 1 */
+    uint64_t start;  /* file offset at which its bytes go */
+    uint64_t base;   /* BATCH of its lines: start, or the offset of an unsynced seal before it */
+    bool is_seal;    /* holds one seal and nothing else; not synced */
+    char *bytes;
+    size_t size, capacity;
+    struct entry *entries;
+    size_t entry_count, entry_capacity;
+    struct table index; /* hash of a room -> file offset of its line */
+};
+
+/* How a commit ended. */
+enum outcome {
+    COMMITTED,
+    NOT_COMMITTED, /* no space, and the log was cut back: the next batch may do better */
+    DISK_FAILED,   /* what is on disk is no longer known: no set until the log is opened again */
+};
+
+struct store {
+    int dir_fd; /* holds the lock */
+    int log_fd;
+    int event_fd;
+    struct table_key key;
+    struct table durable; /* hash of a room -> file offset of its line, which is on disk */
+
+    struct batch batches[2];
+    struct batch *open;       /* gathers sets */
+    struct batch *committing; /* the other one while the committer has it, else NULL */
+    bool failed;              /* DISK_FAILED has happened */
+    bool sealed;              /* the last line is a seal, or could not be one; nothing to certify */
+    bool read_failure_told;
+    int64_t last_set_ms; /* when store_tick last saw one on its way */
+
+    pthread_t committer;
+    bool committer_runs;
+    bool is_short_of_space; /* the committer's: it has said so, and says when that is over */
+
+    pthread_mutex_t lock;
+    pthread_cond_t work, idle;
+    struct batch *job;    /* under lock: what the committer is to commit, NULL when it is done */
+    enum outcome outcome; /* under lock: how the last job ended */
+    bool stopping;        /* under lock */
+};
+
+/* ------------------------------------------------------------------------ the index */
+
+enum match { MATCH_NONE, MATCH_FOUND, MATCH_ERROR };
+
+/* Whether the line of a durable record, read back from the log, is the room's; *line then points
+ * into buffer. The index only says where to look. */
+static enum match confirm(struct store *store, uint64_t offset, struct slice escaped_room,
+                          char buffer[LOG_LINE_MAX_BYTES], struct log_line *line)
+{
+    ssize_t n = log_read_at(store->log_fd, buffer, LOG_LINE_MAX_BYTES, offset);
+    const char *newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
+    if (newline && log_parse((struct slice){buffer, (size_t)(newline - buffer)}, line) == LOG_VALID)
+        return slice_equal(line->room, escaped_room) ? MATCH_FOUND : MATCH_NONE;
+    if (!store->read_failure_told)
+        fprintf(stderr, "roomkeyd: %s: cannot read the record at byte %" PRIu64 " back: %s\n",
+                LOG_NAME, offset, n < 0 ? strerror(errno) : "it has changed on disk");
+    store->read_failure_told = true;
+    return MATCH_ERROR;
+}
+
+static enum match find_durable(struct store *store, uint64_t hash, struct slice escaped_room,
+                               char buffer[LOG_LINE_MAX_BYTES], struct log_line *line)
+{
+    uint64_t offset;
+    struct table_search search = table_find(&store->durable, hash);
+    while (table_next(&search, &offset)) {
+        enum match match = confirm(store, offset, escaped_room, buffer, line);
+        if (match != MATCH_NONE)
+            return match;
+    }
+    return MATCH_NONE;
+}
+
+/* Whether a batch that is not durable yet sets the room. */
+static bool is_in_batch(const struct batch *batch, uint64_t hash, struct slice escaped_room)
+{
+    uint64_t offset;
+    struct table_search search = table_find(&batch->index, hash);
+    while (table_next(&search, &offset)) {
+        struct log_line line;
+        size_t at = (size_t)(offset - batch->start);
+        const char *newline = memchr(batch->bytes + at, '\n', batch->size - at);
+        struct slice text = {batch->bytes + at, (size_t)(newline - (batch->bytes + at))};
+        if (log_parse(text, &line) == LOG_VALID && slice_equal(line.room, escaped_room))
+            return true;
+    }
+    return false;
+}
+
+/* ------------------------------------------------------------------------ replay */
+
+struct replay {
+    struct store *store;
+    struct log_reader reader;
+    uint64_t batch;     /* BATCH of the line before */
+    uint64_t certified; /* C so far: the highest BATCH of a valid line */
+    uint64_t end;       /* where the valid lines end */
+    bool last_is_seal;
+};
+
+/* Judges a line in its place and, if it is valid and holds a record, indexes that. Returns its fault
+ * (LOG_VALID if none), or -1 with errno set when it could not be judged. */
+static int admit(struct replay *replay, struct slice text, uint64_t offset)
+{
+    struct store *store = replay->store;
+    struct log_line line;
+    enum log_fault fault = log_parse(text, &line);
+    if (fault != LOG_VALID)
+        return (int)fault;
+    if (line.batch != offset && (line.batch != replay->batch || line.is_seal))
+        return LOG_BAD_BATCH;
+    replay->batch = line.batch;
+    replay->certified = line.batch;
+    replay->end = offset + text.n + 1;
+    replay->last_is_seal = line.is_seal;
+    if (line.is_seal)
+        return LOG_VALID;
+
+    char room[ID_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
+    struct log_line other;
+    uint64_t hash = table_hash(store->key, (struct slice){room, log_unescape(line.room, room)});
+    enum match match = find_durable(store, hash, line.room, buffer, &other);
+    if (match == MATCH_ERROR)
+        return -1;
+    if (match == MATCH_FOUND) {
+        replay->end = offset;
+        return LOG_ROOM_TWICE;
+    }
+    if (table_reserve(&store->durable, hash) < 0) {
+        errno = ENOMEM;
+        return -1;
+    }
+    table_insert(&store->durable, hash, offset);
+    return LOG_VALID;
+}
+
+/* Looks on behind a bad line for lines that certify it. Returns 0 with *highest the highest BATCH
+ * found (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */
+static int find_highest_batch(struct log_reader *reader, uint64_t *highest)
+{
+    struct slice text;
+    struct log_line line;
+    uint64_t offset;
+    bool whole;
+    int got;
+    *highest = 0;
+    while ((got = log_read_line(reader, &text, &offset, &whole)) > 0) {
+        enum log_fault fault = whole ? log_parse(text, &line) : LOG_NOT_A_LINE;
+        if (fault == LOG_NEWER)
+            *highest = UINT64_MAX;
+        if (fault == LOG_VALID && line.batch <= offset && line.batch > *highest)
+            *highest = line.batch;
+    }
+    return got;
+}
+
+/* Moves the bytes from `from` to the end into a new file keys.log.torn-OFFSET and makes that durable;
+ * a number is added where an earlier crash has left a file of that name. The log is not cut yet. */
+static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, struct log_failure why)
+{
+    char name[64];
+    int fd = -1;
+    for (int i = 1; fd < 0 && i <= 1000; i++) {
+        int n = snprintf(name, sizeof name, "%s.torn-%" PRIu64, LOG_NAME, from);
+        if (i > 1)
+            snprintf(name + n, sizeof name - (size_t)n, ".%d", i);
+        fd = openat(store->dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd < 0 && errno != EEXIST)
+            break;
+    }
+    if (fd < 0)
+        return log_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
+    int result = log_copy(store->log_fd, fd, from, size, 0);
+    if (result == 0)
+        result = log_sync_all(fd);
+    if (result == 0)
+        result = log_sync_all(store->dir_fd);
+    if (result < 0) {
+        log_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
+        unlinkat(store->dir_fd, name, 0);
+    } else {
+        fprintf(stderr,
+                "roomkeyd: %s: a crash left a torn tail of %" PRIu64 " bytes at byte %" PRIu64
+                ", never acknowledged: moved to %s\n",
+                LOG_NAME, size - from, from, name);
+    }
+    close(fd);
+    return result;
+}
+
+/* Decides what the bad line at replay->end means, and repairs a torn tail. */
+static int repair(struct replay *replay, enum log_fault fault, struct log_failure why)
+{
+    struct store *store = replay->store;
+    uint64_t bad = replay->end, highest;
+    struct stat status;
+    if (fault == LOG_NEWER)
+        return log_fail(why, "%s: byte %" PRIu64 ": %s", LOG_NAME, bad, log_fault_text(LOG_NEWER));
+    if (find_highest_batch(&replay->reader, &highest) < 0 || fstat(store->log_fd, &status) < 0)
+        return log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
+    if (highest > bad)
+        return log_fail(why,
+                        "%s: damaged at byte %" PRIu64
+                        ": %s, but what follows shows that it was on "
+                        "disk; nothing has been changed",
+                        LOG_NAME, bad, log_fault_text(fault));
+    if (save_torn_tail(store, bad, (uint64_t)status.st_size, why) < 0)
+        return -1;
+    if (log_cut(store->log_fd, bad) < 0)
+        return log_fail(why, "%s: cannot cut the torn tail: %s", LOG_NAME, strerror(errno));
+    return 0;
+}
+
+/* Reads the log into the index and leaves it whole, on disk to its end, and ready to append to. */
+static int replay_log(struct store *store, struct log_failure why)
+{
+    struct replay replay = {
+        .store = store,
+        .reader = {.fd = store->log_fd, .offset = LOG_FIRST_LINE_BYTES},
+        .certified = LOG_FIRST_LINE_BYTES,
+        .end = LOG_FIRST_LINE_BYTES,
+        .last_is_seal = true, /* an empty log needs none */
+    };
+    struct slice text;
+    uint64_t offset;
+    bool whole;
+    int result = -1, got, fault = LOG_VALID;
+    replay.reader.buffer = malloc(LOG_READ_BUFFER_BYTES);
+    if (!replay.reader.buffer)
+        return log_fail(why, "out of memory");
+    posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+    while ((got = log_read_line(&replay.reader, &text, &offset, &whole)) > 0) {
+        fault = whole ? admit(&replay, text, offset) : LOG_NOT_A_LINE;
+        if (fault != LOG_VALID)
+            break;
+    }
+    posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_NORMAL);
+    if (got < 0 || fault < 0) {
+        log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
+        goto out;
+    }
+    if (fault != LOG_VALID && repair(&replay, (enum log_fault)fault, why) < 0)
+        goto out;
+    if (log_copy(store->log_fd, store->log_fd, replay.certified, replay.end, replay.certified) <
+            0 ||
+        log_sync_data(store->log_fd) < 0 || log_sync_all(store->dir_fd) < 0) {
+        log_fail(why, "%s: cannot bring the last batch to disk again: %s", LOG_NAME,
+                 strerror(errno));
+        goto out;
+    }
+    store->open->start = store->open->base = replay.end;
+    store->sealed = replay.last_is_seal;
+    result = 0;
+out:
+    free(replay.reader.buffer);
+    return result;
+}
+
+static int open_dir(struct store *store, const char *dir, struct log_failure why)
+{
+    store->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (store->dir_fd < 0)
+        return log_fail(why, "%s", strerror(errno));
+    if (flock(store->dir_fd, LOCK_EX | LOCK_NB) < 0)
+        return log_fail(why, "%s",
+                        errno == EWOULDBLOCK ? "in use by another roomkeyd" : strerror(errno));
+    return 0;
+}
+
+/* ------------------------------------------------------------------------ the committer */
+
+/* One batch onto the disk. Reports what goes wrong, and cuts the log back to where the batch began. */
+static enum outcome commit(struct store *store, const struct batch *batch)
+{
+    const char *call = "write";
+    int result =
+        log_write_at(store->log_fd, (struct slice){batch->bytes, batch->size}, batch->start);
+    bool is_full = result < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG);
+    if (result == 0 && !batch->is_seal) {
+        call = "fdatasync";
+        result = log_sync_data(store->log_fd);
+    }
+    if (result == 0) {
+        if (store->is_short_of_space)
+            fprintf(stderr, "roomkeyd: %s: there is space again, sets are taken\n", LOG_NAME);
+        store->is_short_of_space = false;
+        return COMMITTED;
+    }
+    if (!is_full || !store->is_short_of_space)
+        fprintf(stderr, "roomkeyd: %s: %s: %s: %s\n", LOG_NAME, call, strerror(errno),
+                is_full ? "sets are refused while that lasts" : "sets are refused until restart");
+    store->is_short_of_space = is_full;
+    if (log_cut(store->log_fd, batch->start) < 0) {
+        fprintf(stderr, "roomkeyd: %s: ftruncate: %s: sets are refused until restart\n", LOG_NAME,
+                strerror(errno));
+        return DISK_FAILED;
+    }
+    return is_full ? NOT_COMMITTED : DISK_FAILED;
+}
+
+static void *committer_main(void *argument)
+{
+    struct store *store = argument;
+    pthread_mutex_lock(&store->lock);
+    for (;;) {
+        while (!store->job && !store->stopping)
+            pthread_cond_wait(&store->work, &store->lock);
+        if (!store->job)
+            break;
+        struct batch *batch = store->job;
+        pthread_mutex_unlock(&store->lock);
+
+        enum outcome outcome = commit(store, batch);
+
+        pthread_mutex_lock(&store->lock);
+        store->outcome = outcome;
+        store->job = NULL;
+        pthread_cond_signal(&store->idle);
+        pthread_mutex_unlock(&store->lock);
+        /* Should this fail, COMMIT_RECHECK_MS brings the owner round all the same. */
+        eventfd_write(store->event_fd, 1);
+        pthread_mutex_lock(&store->lock);
+    }
+    pthread_mutex_unlock(&store->lock);
+    return NULL;
+}
+
+static int start_committer(struct store *store, struct log_failure why)
+{
+    store->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (store->event_fd < 0)
+        return log_fail(why, "eventfd: %s", strerror(errno));
+    /* Signals are the owner's business: the committer inherits a mask that blocks them all. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&store->committer, NULL, committer_main, store);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error)
+        return log_fail(why, "cannot start the committer: %s", strerror(error));
+    store->committer_runs = true;
+    return 0;
+}
+
+/* ------------------------------------------------------------------------ batches */
+
+/* Empties a batch. Large buffers are given back: they were needed for one burst. */
+static void reset_batch(struct batch *batch)
+{
+    if (batch->capacity > BATCH_KEEP_BYTES) {
+        free(batch->bytes);
+        batch->bytes = NULL;
+        batch->capacity = 0;
+    }
+    if (batch->entry_capacity * sizeof *batch->entries > BATCH_KEEP_BYTES) {
+        free(batch->entries);
+        batch->entries = NULL;
+        batch->entry_capacity = 0;
+    }
+    table_clear(&batch->index);
+    batch->size = batch->entry_count = 0;
+    batch->is_seal = false;
+}
+
+/* Grows an array of items of `size` bytes to hold at least `wanted` of them. Returns the array, which
+ * may have moved, or NULL with nothing changed. */
+static void *grow(void *array, size_t *capacity, size_t wanted, size_t size)
+{
+    if (wanted <= *capacity)
+        return array;
+    size_t larger = *capacity * 2 > wanted ? *capacity * 2 : wanted;
+    void *moved = realloc(array, larger * size);
+    if (moved)
+        *capacity = larger;
+    return moved;
+}
+
+/* Writes a record behind a batch's last line, and returns its size. */
+static size_t write_record(const struct batch *batch, const struct store_record *record,
+                           struct slice escaped_room)
+{
+    char user[LOG_ESCAPED_MAX_BYTES], key[LOG_ESCAPED_MAX_BYTES];
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    struct log_line line = {
+        .batch = batch->base,
+        .time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
+        .user = {user, log_escape(record->user, user)},
+        .room = escaped_room,
+        .key = {key, log_escape(record->key, key)},
+    };
+    return log_format(&line, batch->bytes + batch->size);
+}
+
+/* Makes room in a batch for one more line and its entry. */
+static bool make_room(struct batch *batch)
+{
+    char *bytes = grow(batch->bytes, &batch->capacity, batch->size + LOG_LINE_MAX_BYTES, 1);
+    if (!bytes)
+        return false;
+    batch->bytes = bytes;
+    struct entry *entries = grow(batch->entries, &batch->entry_capacity, batch->entry_count + 1,
+                                 sizeof *batch->entries);
+    if (!entries)
+        return false;
+    batch->entries = entries;
+    return true;
+}
+
+/* A failed batch gives back the slots that were reserved for its records. */
+static void abandon(struct store *store, struct batch *batch)
+{
+    for (size_t i = 0; i < batch->entry_count; i++)
+        table_release(&store->durable, batch->entries[i].hash);
+    reset_batch(batch);
+}
+
+/* Seals the log with a batch of its own. The open batch must be empty and the committer idle. */
+static void seal(struct store *store)
+{
+    struct batch *batch = store->open;
+    store->sealed = true; /* if it cannot be written, the next set is soon enough to try again */
+    if (!make_room(batch))
+        return;
+    batch->is_seal = true;
+    batch->base = batch->start;
+    struct log_line line = {.batch = batch->base, .is_seal = true};
+    batch->size = log_format(&line, batch->bytes);
+    store_hand_over(store);
+}
+
+/* ------------------------------------------------------------------------ the interface */
+
+struct store *store_open(const char *dir, char *why, size_t why_size)
+{
+    char reason[256] = "out of memory";
+    struct log_failure failure = {reason, sizeof reason};
+    struct store *store = calloc(1, sizeof *store);
+    if (!store)
+        goto fail_all;
+    store->dir_fd = store->log_fd = store->event_fd = -1;
+    store->open = &store->batches[0];
+    store->open->number = 1;
+    pthread_mutex_init(&store->lock, NULL);
+    pthread_cond_init(&store->work, NULL);
+    pthread_cond_init(&store->idle, NULL);
+    if (table_init(&store->durable, TABLE_MANY_PARTS) < 0 ||
+        table_init(&store->batches[0].index, TABLE_ONE_PART) < 0 ||
+        table_init(&store->batches[1].index, TABLE_ONE_PART) < 0)
+        goto fail_all;
+    if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key) {
+        log_fail(failure, "getrandom: %s", strerror(errno));
+        goto fail_all;
+    }
+    if (open_dir(store, dir, failure) < 0 ||
+        (store->log_fd = log_open(store->dir_fd, failure)) < 0 || replay_log(store, failure) < 0 ||
+        start_committer(store, failure) < 0)
+        goto fail_all;
+    return store;
+
+fail_all:
+    snprintf(why, why_size, "%s: %s", dir, reason);
+    if (store) {
+        store->failed = true; /* nothing may be written any more */
+        store_close(store);
+    }
+    return NULL;
+}
+
+enum store_result store_set(struct store *store, const struct store_record *record,
+                            uint64_t *ticket)
+{
+    char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
+    struct slice room = {escaped, log_escape(record->room, escaped)};
+    struct log_line line;
+    struct batch *open = store->open;
+    uint64_t hash = table_hash(store->key, record->room);
+
+    *ticket = 0;
+    enum match match = find_durable(store, hash, room, buffer, &line);
+    if (match != MATCH_NONE)
+        return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
+    if (store->committing && is_in_batch(store->committing, hash, room)) {
+        *ticket = store->committing->number;
+        return STORE_EXISTS;
+    }
+    if (is_in_batch(open, hash, room)) {
+        *ticket = open->number;
+        return STORE_EXISTS;
+    }
+
+    if (store->failed || !make_room(open) || table_reserve(&open->index, hash) < 0)
+        return STORE_UNAVAILABLE;
+    if (table_reserve(&store->durable, hash) < 0) {
+        table_release(&open->index, hash);
+        return STORE_UNAVAILABLE;
+    }
+    uint64_t offset = open->start + open->size;
+    open->size += write_record(open, record, room);
+    open->entries[open->entry_count++] = (struct entry){hash, offset};
+    table_insert(&open->index, hash, offset);
+    *ticket = open->number;
+    return STORE_OK;
+}
+
+enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
+                            size_t *key_size)
+{
+    char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
+    struct slice escaped_room = {escaped, log_escape(room, escaped)};
+    struct log_line line;
+    switch (find_durable(store, table_hash(store->key, room), escaped_room, buffer, &line)) {
+    case MATCH_FOUND:
+        *key_size = log_unescape(line.key, key);
+        return STORE_OK;
+    case MATCH_NONE:
+        return STORE_NONE;
+    case MATCH_ERROR:
+        break;
+    }
+    return STORE_UNAVAILABLE;
+}
+
+void store_hand_over(struct store *store)
+{
+    struct batch *batch = store->open;
+    if (store->committing || batch->size == 0)
+        return;
+    struct batch *next = &store->batches[batch == &store->batches[0]];
+    next->number = batch->number + 1;
+    next->start = batch->start + batch->size;
+    next->base = batch->is_seal ? batch->base : next->start;
+    store->open = next;
+    store->committing = batch;
+    if (!batch->is_seal)
+        store->sealed = false;
+
+    pthread_mutex_lock(&store->lock);
+    store->job = batch;
+    pthread_cond_signal(&store->work);
+    pthread_mutex_unlock(&store->lock);
+}
+
+int store_event_fd(const struct store *store)
+{
+    return store->event_fd;
+}
+
+bool store_collect(struct store *store, struct store_settled *settled)
+{
+    struct batch *batch = store->committing, *open = store->open;
+    if (!batch)
+        return false;
+    pthread_mutex_lock(&store->lock);
+    bool is_done = store->job == NULL;
+    enum outcome outcome = store->outcome;
+    pthread_mutex_unlock(&store->lock);
+    if (!is_done)
+        return false;
+
+    store->committing = NULL;
+    if (outcome == COMMITTED) {
+        for (size_t i = 0; i < batch->entry_count; i++)
+            table_insert(&store->durable, batch->entries[i].hash, batch->entries[i].offset);
+        reset_batch(batch);
+        *settled = (struct store_settled){.up_to = batch->number, .ok = true};
+        return true;
+    }
+    /* The open batch was written for the place behind the failed one: it fails with it. */
+    store->failed = store->failed || outcome == DISK_FAILED;
+    *settled = (struct store_settled){.up_to = open->number, .ok = false};
+    abandon(store, batch);
+    abandon(store, open);
+    open->number++;
+    open->start = batch->start;
+    open->base = batch->base;
+    return true;
+}
+
+int store_tick(struct store *store, int64_t now_ms)
+{
+    if (store->committing || store->open->size > 0) {
+        store->last_set_ms = now_ms;
+        return COMMIT_RECHECK_MS;
+    }
+    if (store->sealed || store->failed)
+        return -1;
+    if (store->last_set_ms == 0)
+        store->last_set_ms = now_ms; /* the first call after a replay that ended without a seal */
+    int64_t left = store->last_set_ms + SEAL_AFTER_MS - now_ms;
+    if (left > 0)
+        return (int)left;
+    seal(store);
+    return COMMIT_RECHECK_MS;
+}
+
+bool store_has_failed(const struct store *store)
+{
+    return store->failed;
+}
+
+/* Waits until the committer has nothing to do, and collects. */
+static void settle(struct store *store)
+{
+    struct store_settled settled;
+    pthread_mutex_lock(&store->lock);
+    while (store->job)
+        pthread_cond_wait(&store->idle, &store->lock);
+    pthread_mutex_unlock(&store->lock);
+    store_collect(store, &settled);
+}
+
+static void stop_committer(struct store *store)
+{
+    settle(store);
+    store_hand_over(store);
+    settle(store);
+    if (!store->sealed && !store->failed)
+        seal(store);
+    settle(store);
+    pthread_mutex_lock(&store->lock);
+    store->stopping = true;
+    pthread_cond_signal(&store->work);
+    pthread_mutex_unlock(&store->lock);
+    pthread_join(store->committer, NULL);
+}
+
+int store_close(struct store *store)
+{
+    if (store->committer_runs)
+        stop_committer(store);
+    int result = store->failed ? -1 : 0;
+    for (int i = 0; i < 2; i++) {
+        free(store->batches[i].bytes);
+        free(store->batches[i].entries);
+        table_free(&store->batches[i].index);
+    }
+    table_free(&store->durable);
+    int fds[] = {store->event_fd, store->log_fd, store->dir_fd};
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    pthread_cond_destroy(&store->idle);
+    pthread_cond_destroy(&store->work);
+    pthread_mutex_destroy(&store->lock);
+    free(store);
+    return result;
+}

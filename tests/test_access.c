@@ -1,0 +1,768 @@
+/*
+ * test_access.c: users and rooms: every rule of both files, every refusal with its exact words.
+ *
+ * Linked with --wrap for malloc, calloc, realloc, reallocarray, read and getrandom, by which the
+ * tests make each of them fail, and for table_hash, to make all keys collide. ROOMKEYD_DATA names
+ * the repository's data directory; without it the tests are run from the repository's top.
+ */
+#include "access.h"
+#include "table.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+/* The user of the documentation's example calls. */
+#define SEED_USER  "d26x6zSkaPSe5gCyy"
+#define SEED_TOKEN "Di9OKWzdu7V2vW3lHO0oYLOOr6P2Y0n9zQlx20qn2cU"
+#define SEED_HASH  "5fHuh80Tjn+LYcZ14Lv7IEomHea/BexbBGYO8wiSV80="
+
+#define ID_RULE "must be 1 to 255 bytes of UTF-8 without NUL"
+
+static struct {
+    int allocations_left; /* until one fails; -1: none does */
+    size_t read_bytes;    /* at most, by one read; 0: as many as asked for */
+    int read_error;       /* of every read, but EINTR of every second one; 0: none */
+    int random_error;     /* of getrandom, but EINTR of the first one only; 0: none */
+    unsigned reads;
+    bool collides;  /* every key has the same hash */
+    int growing_fd; /* where the next read finds that the file has grown, or -1 */
+    char dir[64];
+} fake;
+
+/* ---- what is wrapped ---- */
+
+static bool is_refused(void)
+{
+    if (fake.allocations_left > 0)
+        fake.allocations_left--;
+    else if (fake.allocations_left == 0)
+        return true;
+    return false;
+}
+
+void *__real_malloc(size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_malloc(size_t size)
+{
+    return is_refused() ? NULL : __real_malloc(size);
+}
+
+void *__real_calloc(size_t count, size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_calloc(size_t count, size_t size)
+{
+    return is_refused() ? NULL : __real_calloc(count, size);
+}
+
+void *__real_realloc(void *memory, size_t size);
+void *__wrap_realloc(void *memory, size_t size);
+void *__wrap_realloc(void *memory, size_t size)
+{
+    return is_refused() ? NULL : __real_realloc(memory, size);
+}
+
+void *__real_reallocarray(void *memory, size_t count, size_t size);
+void *__wrap_reallocarray(void *memory, size_t count, size_t size);
+void *__wrap_reallocarray(void *memory, size_t count, size_t size)
+{
+    return is_refused() ? NULL : __real_reallocarray(memory, count, size);
+}
+
+ssize_t __real_read(int fd, void *buffer, size_t size);
+ssize_t __wrap_read(int fd, void *buffer, size_t size);
+ssize_t __wrap_read(int fd, void *buffer, size_t size)
+{
+    fake.reads++;
+    if (fake.read_error != 0 && (fake.read_error != EINTR || fake.reads % 2 == 1)) {
+        errno = fake.read_error;
+        return -1;
+    }
+    if (fake.growing_fd >= 0) {
+        assert_int_equal(write(fake.growing_fd, "late c\n", 7), 7);
+        fake.growing_fd = -1;
+    }
+    return __real_read(fd, buffer,
+                       fake.read_bytes > 0 && fake.read_bytes < size ? fake.read_bytes : size);
+}
+
+ssize_t __real_getrandom(void *buffer, size_t size, unsigned flags);
+ssize_t __wrap_getrandom(void *buffer, size_t size, unsigned flags);
+ssize_t __wrap_getrandom(void *buffer, size_t size, unsigned flags)
+{
+    if (fake.random_error == 0)
+        return __real_getrandom(buffer, size, flags);
+    errno = fake.random_error;
+    if (fake.random_error == EINTR)
+        fake.random_error = 0;
+    return -1;
+}
+
+uint64_t __real_table_hash(struct table_key key, struct slice bytes);
+uint64_t __wrap_table_hash(struct table_key key, struct slice bytes);
+uint64_t __wrap_table_hash(struct table_key key, struct slice bytes)
+{
+    return fake.collides ? 7 : __real_table_hash(key, bytes);
+}
+
+/* ---- a directory with two files ---- */
+
+static const char *path_of(const char *name)
+{
+    static char path[sizeof fake.dir + 16];
+    snprintf(path, sizeof path, "%s/%s", fake.dir, name);
+    return path;
+}
+
+static void write_file(const char *name, struct slice text)
+{
+    FILE *file = fopen(path_of(name), "w");
+    assert_non_null(file);
+    assert_int_equal(fwrite(text.p, 1, text.n, file), text.n);
+    assert_int_equal(fclose(file), 0);
+}
+
+static int reset_fakes(void **state)
+{
+    (void)state;
+    fake.allocations_left = -1;
+    fake.growing_fd = -1;
+    fake.read_bytes = fake.reads = 0;
+    fake.read_error = fake.random_error = 0;
+    fake.collides = false;
+    return 0;
+}
+
+static int make_dir(void **state)
+{
+    const char *parent = getenv("TMPDIR");
+    snprintf(fake.dir, sizeof fake.dir, "%.40s/access.XXXXXX", parent != NULL ? parent : "/tmp");
+    return mkdtemp(fake.dir) == NULL ? -1 : reset_fakes(state);
+}
+
+static int remove_dir(void **state)
+{
+    (void)state;
+    unlink(path_of("users"));
+    unlink(path_of("rooms"));
+    return rmdir(fake.dir);
+}
+
+static struct access *load(struct slice users, struct slice rooms)
+{
+    char why[512] = "";
+    write_file("users", users);
+    write_file("rooms", rooms);
+    struct access *access = access_load(fake.dir, why, sizeof why);
+    if (access == NULL)
+        fail_msg("%s", why);
+    return access;
+}
+
+static struct access *load_rooms(const char *rooms)
+{
+    return load(SLICE(""), slice_of(rooms));
+}
+
+static int lowest_free_fd(void)
+{
+    int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    close(fd);
+    return fd;
+}
+
+/* The directory as it is must be refused with this reason, which begins with the path. */
+static void assert_refused(const char *reason)
+{
+    char why[512] = "", expected[512];
+    int fd = lowest_free_fd();
+    snprintf(expected, sizeof expected, "%s/%s", fake.dir, reason);
+    assert_null(access_load(fake.dir, why, sizeof why));
+    assert_string_equal(why, expected);
+    assert_int_equal(lowest_free_fd(), fd);
+}
+
+static bool knows(const struct access *access, const char *user, const char *token)
+{
+    return access_knows_user(access, slice_of(user), slice_of(token));
+}
+
+static char type(const struct access *access, const char *room, const char *user)
+{
+    return access_room_type(access, slice_of(room), slice_of(user));
+}
+
+/* ---- tokens ---- */
+
+static void hashes_tokens(void **state)
+{
+    static const struct {
+        const char *token, *hash; /* from Python: b64encode(sha256(token).digest()) */
+    } rows[] = {
+        {SEED_TOKEN, SEED_HASH},
+        {"", "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="},
+        {"abc", "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0="},
+        {"a", "ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs="},
+        {"b", "PiPoFgA5WUoziU9lZOGxNIu9egCI1CxKy3PurtWcAJ0="},
+    };
+    char hash[ACCESS_HASH_CHARS + 1];
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        access_hash_token(slice_of(rows[i].token), hash);
+        assert_string_equal(hash, rows[i].hash);
+    }
+}
+
+/* A thousand digests pass through every character in every place; what is written must be read. */
+static void reads_the_hashes_it_writes(void **state)
+{
+    static char users[1000 * 64];
+    char hash[ACCESS_HASH_CHARS + 1], token[32];
+    size_t size = 0;
+    (void)state;
+    for (int i = 0; i < 1000; i++) {
+        snprintf(token, sizeof token, "token %d", i);
+        access_hash_token(slice_of(token), hash);
+        size += (size_t)sprintf(users + size, "u%d %s\n", i / 10, hash);
+    }
+    struct access *access = load((struct slice){users, size}, SLICE(""));
+    for (int i = 0; i < 1000; i++) {
+        char user[16];
+        snprintf(user, sizeof user, "u%d", i / 10);
+        snprintf(token, sizeof token, "token %d", i);
+        assert_true(knows(access, user, token));
+        snprintf(user, sizeof user, "u%d", i / 10 + 1);
+        assert_false(knows(access, user, token));
+    }
+    access_free(access);
+}
+
+static void knows_the_right_token_only(void **state)
+{
+    static char long_text[100000];
+    struct access *access = load(SLICE(SEED_USER " " SEED_HASH "\n"), SLICE(""));
+    (void)state;
+    assert_true(knows(access, SEED_USER, SEED_TOKEN));
+    assert_false(knows(access, SEED_USER, SEED_TOKEN "x"));
+    assert_false(knows(access, SEED_USER, SEED_HASH));
+    assert_false(knows(access, SEED_USER, ""));
+    assert_false(knows(access, "D26x6zSkaPSe5gCyy", SEED_TOKEN));
+    assert_false(knows(access, "d26x6zSkaPSe5gCy", SEED_TOKEN));
+    assert_false(knows(access, SEED_USER " ", SEED_TOKEN));
+    assert_false(knows(access, SEED_USER " " SEED_HASH, SEED_TOKEN));
+    assert_false(knows(access, "", SEED_TOKEN));
+    assert_false(knows(access, "-", SEED_TOKEN));
+    assert_false(knows(access, "\xff", SEED_TOKEN));
+    assert_false(access_knows_user(access, SLICE(SEED_USER "\0"), SLICE(SEED_TOKEN)));
+    assert_false(access_knows_user(access, SLICE(SEED_USER), SLICE(SEED_TOKEN "\0")));
+    assert_false(access_knows_user(access, (struct slice){NULL, 0}, (struct slice){NULL, 0}));
+
+    memset(long_text, 'u', sizeof long_text);
+    struct slice long_slice = {long_text, sizeof long_text};
+    assert_false(access_knows_user(access, long_slice, SLICE(SEED_TOKEN)));
+    assert_false(access_knows_user(access, SLICE(SEED_USER), long_slice));
+    access_free(access);
+}
+
+static void lets_a_user_have_several_tokens(void **state)
+{
+    struct access *access =
+        load(SLICE("u 47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n" /* "" */
+                   "v ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=\n" /* "a" */
+                   "u ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=\n" /* "abc" */
+                   "v ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=\n"
+                   "u ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=\n"),
+             SLICE(""));
+    (void)state;
+    assert_true(knows(access, "u", ""));
+    assert_true(knows(access, "u", "abc"));
+    assert_false(knows(access, "u", "a"));
+    assert_true(knows(access, "v", "a"));
+    assert_true(knows(access, "v", "abc"));
+    assert_false(knows(access, "v", ""));
+    access_free(access);
+}
+
+/* ---- rooms ---- */
+
+static void tells_types_and_members(void **state)
+{
+    struct access *access = load_rooms("pub c\npubl c x y\npriv p ann bob\ndir d ann\nempty p\n");
+    (void)state;
+    assert_int_equal(type(access, "pub", "ann"), 'c');
+    assert_int_equal(type(access, "publ", "ann"), 'c');
+    assert_int_equal(type(access, "priv", "ann"), 'p');
+    assert_int_equal(type(access, "priv", "bob"), 'p');
+    assert_int_equal(type(access, "priv", "bo"), 0);
+    assert_int_equal(type(access, "priv", "bobb"), 0);
+    assert_int_equal(type(access, "priv", "p"), 0);
+    assert_int_equal(type(access, "priv", "priv"), 0);
+    assert_int_equal(type(access, "dir", "ann"), 'd');
+    assert_int_equal(type(access, "dir", "bob"), 0);
+    assert_int_equal(type(access, "dir", "empty"), 0);
+    assert_int_equal(type(access, "empty", "ann"), 0);
+    assert_int_equal(type(access, "pu", "ann"), 0);
+    assert_int_equal(type(access, "pub c", "ann"), 0);
+    assert_int_equal(type(access, "PUB", "ann"), 0);
+    assert_int_equal(type(access, "nowhere", "ann"), 0);
+    assert_int_equal(type(access, "*", "ann"), 0);
+    access_free(access);
+}
+
+static void keeps_the_default_line_apart(void **state)
+{
+    struct access *access = load_rooms("priv p ann\n* d bob\npub c\n");
+    (void)state;
+    assert_int_equal(type(access, "nowhere", "bob"), 'd');
+    assert_int_equal(type(access, "nowhere", "ann"), 0);
+    assert_int_equal(type(access, "*", "bob"), 'd'); /* as any room without a line */
+    assert_int_equal(type(access, "*", "ann"), 0);
+    assert_int_equal(type(access, "priv", "ann"), 'p');
+    assert_int_equal(type(access, "priv", "bob"), 0); /* its own line counts alone */
+    assert_int_equal(type(access, "pub", "bob"), 'c');
+    access_free(access);
+
+    access = load_rooms("** p ann\n* c\n");
+    assert_int_equal(type(access, "**", "bob"), 0);
+    assert_int_equal(type(access, "*", "bob"), 'c');
+    access_free(access);
+}
+
+/* Writes a line "RID TYPE PREFIX0 ... PREFIXn-1". Returns its end. */
+static char *print_room(char *out, const char *head, const char *prefix, int members)
+{
+    out += sprintf(out, "%s", head);
+    for (int i = 0; i < members; i++)
+        out += sprintf(out, " %s%d", prefix, i);
+    return out + sprintf(out, "\n");
+}
+
+/* The first eight members and the later ones are found in two ways; one must not know of the other,
+ * of another room's or of another number of them. */
+static void finds_any_number_of_members(void **state)
+{
+    static const int counts[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,  12,
+                                 13, 14, 15, 16, 17, 18, 19, 20, 64, 65, 1000};
+    static char rooms[65536];
+    (void)state;
+    for (size_t row = 0; row < sizeof counts / sizeof *counts; row++) {
+        int n = counts[row];
+        char *end = print_room(rooms, "priv p", "u", n);
+        end = print_room(end, "* p", "w", n);
+        end = print_room(end, "dir d", "v", n);
+        end = print_room(end, "pub c", "x", n);
+        struct access *access = load(SLICE(""), (struct slice){rooms, (size_t)(end - rooms)});
+        for (int i = 0; i <= n; i++) {
+            char u[16], v[16], w[16];
+            snprintf(u, sizeof u, "u%d", i);
+            snprintf(v, sizeof v, "v%d", i);
+            snprintf(w, sizeof w, "w%d", i);
+            assert_int_equal(type(access, "priv", u), i < n ? 'p' : 0);
+            assert_int_equal(type(access, "dir", v), i < n ? 'd' : 0);
+            assert_int_equal(type(access, "other", w), i < n ? 'p' : 0);
+            assert_int_equal(type(access, "*", w), i < n ? 'p' : 0);
+            assert_int_equal(type(access, "priv", v), 0);
+            assert_int_equal(type(access, "dir", u), 0);
+            assert_int_equal(type(access, "dir", w), 0);
+            assert_int_equal(type(access, "other", v), 0);
+            assert_int_equal(type(access, "pub", v), 'c');
+        }
+        access_free(access);
+    }
+}
+
+static void finds_ten_thousand_members(void **state)
+{
+    static char rooms[200000];
+    static char long_user[1000];
+    char *end = print_room(rooms, "big p", "member", 10000);
+    (void)state;
+    end += sprintf(end, "again p a b c d e f g h i i i i a\n");
+    struct access *access = load(SLICE(""), (struct slice){rooms, (size_t)(end - rooms)});
+    for (int i = 0; i < 10000; i++) {
+        char user[32];
+        snprintf(user, sizeof user, "member%d", i);
+        assert_int_equal(type(access, "big", user), 'p');
+        assert_int_equal(type(access, "again", user), 0);
+    }
+    assert_int_equal(type(access, "big", "member10000"), 0);
+    assert_int_equal(type(access, "big", "member"), 0);
+    assert_int_equal(type(access, "big", ""), 0);
+    assert_int_equal(type(access, "again", "i"), 'p');
+    assert_int_equal(type(access, "again", "a"), 'p');
+    memset(long_user, 'm', sizeof long_user);
+    struct slice user = {long_user, sizeof long_user};
+    assert_int_equal(access_room_type(access, SLICE("big"), user), 0);
+    access_free(access);
+}
+
+static void finds_many_rooms(void **state)
+{
+    static char rooms[20000 * 24];
+    char *end = rooms, room[16];
+    (void)state;
+    for (int i = 0; i < 20000; i++)
+        end += sprintf(end, "R%d %s\n", i, i % 3 == 0 ? "c" : i % 3 == 1 ? "p ann" : "d bob");
+    struct access *access = load(SLICE(""), (struct slice){rooms, (size_t)(end - rooms)});
+    for (int i = 0; i < 20000; i++) {
+        snprintf(room, sizeof room, "R%d", i);
+        assert_int_equal(type(access, room, "ann"), "cp"[i % 3]);
+        snprintf(room, sizeof room, "S%d", i);
+        assert_int_equal(type(access, room, "ann"), 0);
+    }
+    access_free(access);
+}
+
+/* A hash only proposes: with all of them equal, the answers are the same. */
+static void answers_by_bytes_not_by_hashes(void **state)
+{
+    static const char *const users[] = {"a", "b", "i", "j", "k", "x"};
+    (void)state;
+    fake.collides = true;
+    struct access *access =
+        load(SLICE("u " SEED_HASH "\n"
+                   "v ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=\n"   /* "a" */
+                   "w 5fHuh80Tjn+LYcZ14Lv7IEomHea/BexbBGYO8wiSV84=\n"   /* the last one differs */
+                   "x AfHuh80Tjn+LYcZ14Lv7IEomHea/BexbBGYO8wiSV80=\n"), /* the first one */
+             SLICE("r p a b c d e f g h i j\nq p a b c d e f g h j k\ns c\n* d b\n"));
+    assert_true(knows(access, "u", SEED_TOKEN));
+    assert_true(knows(access, "v", "a"));
+    assert_false(knows(access, "u", "a"));
+    assert_false(knows(access, "v", SEED_TOKEN));
+    assert_false(knows(access, "w", SEED_TOKEN));
+    assert_false(knows(access, "x", SEED_TOKEN));
+    assert_false(knows(access, "y", SEED_TOKEN));
+    assert_false(knows(access, "-", SEED_TOKEN));
+    for (size_t i = 0; i < 6; i++) {
+        assert_int_equal(type(access, "r", users[i]), i < 4 ? 'p' : 0);
+        assert_int_equal(type(access, "q", users[i]), i < 5 && i != 2 ? 'p' : 0);
+        assert_int_equal(type(access, "s", users[i]), 'c');
+        assert_int_equal(type(access, "t", users[i]), i == 1 ? 'd' : 0);
+    }
+    access_free(access);
+}
+
+/* ---- the text ---- */
+
+static void passes_over_what_says_nothing(void **state)
+{
+    static const char *const rows[] = {
+        "r p ann\n",
+        "r p ann",
+        "r p ann\r\n",
+        "r p ann\r",
+        "r\tp\tann\n",
+        "  r \t p\t\tann \t\r\n",
+        "\n\r\n \t \n# r c\n#\nr p ann\n\n# r c",
+        "#r p bob\n\n\nr p ann\r\n\r\n",
+        "# \xff\xfe are not UTF-8, and nobody minds\nr p ann\n",
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct access *access = load_rooms(rows[i]);
+        assert_int_equal(type(access, "r", "ann"), 'p');
+        assert_int_equal(type(access, "r", "ann\r"), 0);
+        assert_int_equal(type(access, "r", "bob"), 0);
+        access_free(access);
+    }
+    struct access *access = load(SLICE("\r\n# users\r\n\t" SEED_USER "\t" SEED_HASH " \r\n"),
+                                 SLICE("a#b c\nr\rs c\n#r c\n"));
+    assert_true(knows(access, SEED_USER, SEED_TOKEN));
+    assert_int_equal(type(access, "a#b", "u"), 'c');
+    assert_int_equal(type(access, "r\rs", "u"), 'c'); /* a CR elsewhere is a byte of an ID */
+    assert_int_equal(type(access, "#r", "u"), 0);
+    access_free(access);
+}
+
+static void accepts_empty_files(void **state)
+{
+    struct access *access = load(SLICE(""), SLICE(""));
+    (void)state;
+    assert_false(knows(access, SEED_USER, SEED_TOKEN));
+    assert_int_equal(type(access, "r", "ann"), 0);
+    access_free(access);
+    access_free(NULL);
+}
+
+#define X50  "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+#define X255 X50 X50 X50 X50 X50 "xxxxx"
+
+static void accepts_the_longest_ids(void **state)
+{
+    struct access *access =
+        load(SLICE(X255 " " SEED_HASH "\n\xf0\x9f\x94\x91 " SEED_HASH "\n"),
+             SLICE(X255 " p a b c d e f g h " X255 "\n\xc3\xa9 d \xf0\x9f\x94\x91\n"));
+    (void)state;
+    assert_true(knows(access, X255, SEED_TOKEN));
+    assert_true(knows(access, "\xf0\x9f\x94\x91", SEED_TOKEN));
+    assert_false(knows(access, X255 "x", SEED_TOKEN));
+    assert_int_equal(type(access, X255, X255), 'p');
+    assert_int_equal(type(access, X255, X255 "x"), 0);
+    assert_int_equal(type(access, "\xc3\xa9", "\xf0\x9f\x94\x91"), 'd');
+    access_free(access);
+}
+
+/* ---- refusals ---- */
+
+static void refuses_bad_users(void **state)
+{
+#define ROW(text, reason)                                                                          \
+    {                                                                                              \
+        {(text), sizeof(text) - 1}, "users:" reason                                                \
+    }
+#define FORM_RULE "line must be USERID HASHED_TOKEN"
+#define HASH_RULE "hashed token must be 44 characters, the base64 of 32 bytes"
+    static const struct {
+        struct slice text;
+        const char *reason;
+    } rows[] = {
+        ROW("u\n", "1: " FORM_RULE),
+        ROW("u " SEED_HASH " x\n", "1: " FORM_RULE),
+        ROW("# one\n\n\r\nu " SEED_HASH "\nu", "5: " FORM_RULE),
+        ROW("- " SEED_HASH "\n", "1: user ID must not be -"),
+        ROW(X255 "x " SEED_HASH "\n", "1: user ID " ID_RULE),
+        ROW("\n\xff " SEED_HASH "\n", "2: user ID " ID_RULE),
+        ROW("\xc0\x80 " SEED_HASH "\n", "1: user ID " ID_RULE),
+        ROW("a\0b " SEED_HASH "\n", "1: user ID " ID_RULE),
+        ROW("u \0\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn+LYcZ14Lv7IEomHea/BexbBGYO8wiSV80\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn+LYcZ14Lv7IEomHea/BexbBGYO8wiSV80==\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn+LYcZ14Lv7IEomHea/BexbBGYO8wiSV8==\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn+LYcZ14Lv7IEomHea/BexbBGYO8wiSV81=\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn+LYcZ14Lv7IEomHea/BexbBGYO8wiSV80A\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn-LYcZ14Lv7IEomHea/BexbBGYO8wiSV80=\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn+LYcZ14Lv7IEomHea_BexbBGYO8wiSV80=\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn=LYcZ14Lv7IEomHea/BexbBGYO8wiSV80=\n", "1: " HASH_RULE),
+        ROW("u 5fHuh80Tjn\0LYcZ14Lv7IEomHea/BexbBGYO8wiSV80=\n", "1: " HASH_RULE),
+        ROW("u e5f1ee87cd138e7f8b61c675e0bbfb204a261de6bf05ec5b04660ef3089257cd\n",
+            "1: " HASH_RULE),
+        ROW("u " SEED_TOKEN "\n", "1: " HASH_RULE),
+    };
+    (void)state;
+    write_file("rooms", SLICE("bad"));
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        write_file("users", rows[i].text);
+        assert_refused(rows[i].reason);
+    }
+#undef ROW
+}
+
+static void refuses_bad_rooms(void **state)
+{
+#define ROW(text, reason)                                                                          \
+    {                                                                                              \
+        {(text), sizeof(text) - 1}, "rooms:" reason                                                \
+    }
+#define LINE_RULE "line must be RID TYPE [USERID...]"
+#define TYPE_RULE "type must be c, p or d"
+    static const struct {
+        struct slice text;
+        const char *reason;
+    } rows[] = {
+        ROW("r\n", "1: " LINE_RULE),
+        ROW("\n\n# three\nr", "4: " LINE_RULE),
+        ROW("*\r\n", "1: " LINE_RULE),
+        ROW("r x\n", "1: " TYPE_RULE),
+        ROW("r C\n", "1: " TYPE_RULE),
+        ROW("r cc\n", "1: " TYPE_RULE),
+        ROW("r \0\n", "1: " TYPE_RULE),
+        ROW("r ann p\n", "1: " TYPE_RULE),
+        ROW(" # not a comment\n", "1: " TYPE_RULE),
+        ROW(X255 "x c\n", "1: room ID " ID_RULE),
+        ROW("\xed\xa0\x80 c\n", "1: room ID " ID_RULE),
+        ROW("r\0 c\n", "1: room ID " ID_RULE),
+        ROW("a c\nr p -\n", "2: user ID must not be -"),
+        ROW("r p a b c d e f g h -\n", "1: user ID must not be -"),
+        ROW("r p a \xff\n", "1: user ID " ID_RULE),
+        ROW("r c a \xff\n", "1: user ID " ID_RULE),
+        ROW("r d a b c d e f g h i\0j\n", "1: user ID " ID_RULE),
+        ROW("r c a b c d e f g h " X255 "x\n", "1: user ID " ID_RULE),
+        ROW("r c\nr c\n", "2: room is already on line 1"),
+        ROW("# 1\nr c\n\na d\nr p u\n", "5: room is already on line 2"),
+        ROW("a c\n\r\n* c\n# 4\n* p u", "5: room is already on line 3"),
+    };
+    (void)state;
+    write_file("users", SLICE(SEED_USER " " SEED_HASH));
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        write_file("rooms", rows[i].text);
+        assert_refused(rows[i].reason);
+    }
+#undef ROW
+}
+
+static void refuses_what_is_no_file(void **state)
+{
+    static const char *const names[] = {"users", "rooms"};
+    char reason[64];
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        write_file("users", SLICE(""));
+        write_file("rooms", SLICE(""));
+        assert_int_equal(unlink(path_of(names[i])), 0);
+        snprintf(reason, sizeof reason, "%s: No such file or directory", names[i]);
+        assert_refused(reason);
+
+        snprintf(reason, sizeof reason, "%s: not a regular file", names[i]);
+        assert_int_equal(mkdir(path_of(names[i]), 0700), 0);
+        assert_refused(reason);
+        assert_int_equal(rmdir(path_of(names[i])), 0);
+        assert_int_equal(mkfifo(path_of(names[i]), 0600), 0);
+        assert_refused(reason); /* and does not wait for a writer */
+        assert_int_equal(unlink(path_of(names[i])), 0);
+    }
+}
+
+static void refuses_a_directory_that_cannot_be(void **state)
+{
+    static char dir[8192];
+    char why[512];
+    (void)state;
+    assert_null(access_load("/nowhere/at/all", why, sizeof why));
+    assert_string_equal(why, "/nowhere/at/all/users: No such file or directory");
+    memset(dir, 'd', sizeof dir - 1);
+    assert_null(access_load(dir, why, sizeof why));
+    assert_int_equal(strlen(why), sizeof why - 1); /* cut, and still a string */
+}
+
+/* ---- what can go wrong below ---- */
+
+static void reads_files_in_pieces(void **state)
+{
+    (void)state;
+    for (size_t piece = 1; piece < 40; piece++) {
+        fake.read_bytes = piece;
+        fake.read_error = piece % 2 ? EINTR : 0;
+        struct access *access = load(SLICE(SEED_USER " " SEED_HASH "\n"), SLICE("r p ann\n"));
+        assert_true(knows(access, SEED_USER, SEED_TOKEN));
+        assert_int_equal(type(access, "r", "ann"), 'p');
+        access_free(access);
+    }
+}
+
+/* The file ends where read says so, not where fstat did. */
+static void reads_what_was_added_meanwhile(void **state)
+{
+    char why[512] = "";
+    (void)state;
+    write_file("users", SLICE("first " SEED_HASH "\n"));
+    write_file("rooms", SLICE("early c\n"));
+    /* The first read is of users. */
+    fake.growing_fd = open(path_of("rooms"), O_WRONLY | O_APPEND | O_CLOEXEC);
+    assert_true(fake.growing_fd >= 0);
+    int fd = fake.growing_fd;
+    struct access *access = access_load(fake.dir, why, sizeof why);
+    close(fd);
+    assert_non_null(access);
+    assert_int_equal(type(access, "late", "ann"), 'c');
+    access_free(access);
+
+    write_file("users", SLICE("# nobody\n"));
+    fake.growing_fd = open(path_of("users"), O_WRONLY | O_APPEND | O_CLOEXEC);
+    assert_true(fake.growing_fd >= 0);
+    fd = fake.growing_fd;
+    assert_refused("users:2: hashed token must be 44 characters, the base64 of 32 bytes");
+    close(fd);
+}
+
+static void reports_errors_of_the_system(void **state)
+{
+    char why[512] = "";
+    (void)state;
+    write_file("users", SLICE(""));
+    write_file("rooms", SLICE(""));
+    fake.read_error = EIO;
+    assert_refused("users: Input/output error");
+    fake.read_error = 0;
+
+    fake.random_error = ENOSYS;
+    assert_null(access_load(fake.dir, why, sizeof why));
+    assert_string_equal(why, "no random bytes: Function not implemented");
+    fake.random_error = EINTR;
+    struct access *access = access_load(fake.dir, why, sizeof why);
+    assert_non_null(access);
+    access_free(access);
+}
+
+/* Loads with one allocation after the other failing, until none does. */
+static void survives_a_lack_of_memory(void **state)
+{
+    static char rooms[4096];
+    char why[512];
+    char *end = print_room(rooms, "big p", "u", 200);
+    struct access *access = NULL;
+    int n = 0, fd = lowest_free_fd();
+    (void)state;
+    write_file("users", SLICE(SEED_USER " " SEED_HASH "\n"));
+    sprintf(end, "small c\n* d ann\n");
+    write_file("rooms", slice_of(rooms));
+
+    for (; access == NULL; n++) {
+        strcpy(why, "?");
+        fake.allocations_left = n;
+        access = access_load(fake.dir, why, sizeof why);
+        fake.allocations_left = -1;
+        if (access == NULL)
+            assert_string_equal(why, "out of memory");
+        assert_true(n < 1000);
+    }
+    assert_true(n > 10);
+    assert_int_equal(lowest_free_fd(), fd);
+    assert_true(knows(access, SEED_USER, SEED_TOKEN));
+    assert_int_equal(type(access, "big", "u199"), 'p');
+    access_free(access);
+}
+
+static void loads_the_repositorys_data(void **state)
+{
+    const char *dir = getenv("ROOMKEYD_DATA");
+    char why[512] = "";
+    (void)state;
+    struct access *access = access_load(dir != NULL ? dir : "data", why, sizeof why);
+    if (access == NULL)
+        fail_msg("%s", why);
+    assert_true(knows(access, SEED_USER, SEED_TOKEN));
+    assert_int_equal(type(access, "wCiXndNp5NqNY3uCc", SEED_USER), 'c');
+    assert_int_equal(type(access, "Qe3Wa3outaDMKzAZC", SEED_USER), 'p');
+    assert_int_equal(type(access, "Qe3Wa3outaDMKzAZC", "somebody"), 0);
+    access_free(access);
+}
+
+#define TEST(function) cmocka_unit_test_setup(function, reset_fakes)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(hashes_tokens),
+        TEST(reads_the_hashes_it_writes),
+        TEST(knows_the_right_token_only),
+        TEST(lets_a_user_have_several_tokens),
+        TEST(tells_types_and_members),
+        TEST(keeps_the_default_line_apart),
+        TEST(finds_any_number_of_members),
+        TEST(finds_ten_thousand_members),
+        TEST(finds_many_rooms),
+        TEST(answers_by_bytes_not_by_hashes),
+        TEST(passes_over_what_says_nothing),
+        TEST(accepts_empty_files),
+        TEST(accepts_the_longest_ids),
+        TEST(refuses_bad_users),
+        TEST(refuses_bad_rooms),
+        TEST(refuses_what_is_no_file),
+        TEST(refuses_a_directory_that_cannot_be),
+        TEST(reads_files_in_pieces),
+        TEST(reads_what_was_added_meanwhile),
+        TEST(reports_errors_of_the_system),
+        TEST(survives_a_lack_of_memory),
+        TEST(loads_the_repositorys_data),
+    };
+    return cmocka_run_group_tests_name("access", tests, make_dir, remove_dir);
+}
