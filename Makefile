@@ -71,6 +71,8 @@ $(foreach f,$(FLAVOURS),$(eval $(call flavour,$(f))))
 
 # System calls that a test makes fail on demand.
 wrap = $(1:%=-Wl,--wrap=%)
+WRAP_test_table  := $(call wrap,calloc free)
+WRAP_test_access := $(call wrap,malloc calloc realloc reallocarray read getrandom table_hash)
 
 # A static binary, for an empty root. With musl it is small; without it, it is what CC makes.
 static: build/static/roomkeyd

@@ -15,14 +15,15 @@
  *     bytes --scan--> RFC 8259 proven, depth <= 64, tokens counted --jsmn--> tokens
  *
  * jsmn splits JSON well but judges it badly: it takes {"a"}, [1,,3] and {} {} for JSON, stops at a
- * NUL, and is quadratic in the depth of nesting. Behind the scan it meets only what it is good at,
- * with exactly as many tokens as it will use.
+ * NUL, and climbs from the last token to the bracket that closes, level by level: quadratic, were
+ * the depth not bounded. Behind the scan it meets only what it is good at, with exactly as many
+ * tokens as it will use.
  *
  * Invariants: every body stands in the table of replies, once, cut where its variable text goes; a
  * constant body is sent from there without a copy. No request makes a body longer than
  * API_MAX_BODY_BYTES. Nothing is remembered between two calls.
  *
- * Refused on purpose: byte order marks, comments, trailing commas, NaN (none of them is RFC 8259), a
+ * Refused on purpose: byte order marks, comments, trailing commas, NaN (none of it is RFC 8259), a
  * Content-Type that is not JSON, and credentials given twice.
  */
 #include "api.h"
@@ -449,7 +450,7 @@ static enum reply_id json_split(struct json *json)
     if (count == (int)room)
         return REPLY_SUCCESS;
     /* It cannot come to this: jsmn refuses stray bytes, bad escapes, brackets that do not match,
-     * values in the place of names, and more tokens than it has room for; the scan let none pass. */
+     * values in place of names, and more tokens than it has room for; the scan let none pass. */
     json_free(json);
     json->why = "unknown structure";
     return REPLY_INVALID_JSON;
@@ -517,7 +518,7 @@ static unsigned unicode_escape(struct slice text)
 }
 
 /* Decodes the escape at the beginning of text. Returns its length in bytes, or 0 for a surrogate
- * without its other half: grammatical (RFC 8259, section 8.2), but no character, so no ID has it. */
+ * without its other half: grammatical (RFC 8259, section 8.2) but no character, so in no ID. */
 static size_t decode_escape(struct slice text, struct id_buffer *id)
 {
     static const char letters[] = "b\bf\fn\nr\rt\t";

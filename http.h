@@ -60,16 +60,16 @@ struct http_request {
     /* The parser's own; offsets into the buffer where nothing else is said. */
     unsigned char _state;
     bool _chunked, _expects_continue;
-    size_t _pos;             /* the next byte to look at: all before it are done with */
-    size_t _limit;           /* the section being read has to end here or before */
-    size_t _head_size;       /* bytes */
-    size_t _body_size;       /* bytes, joined so far */
-    size_t _left;            /* bytes of the body, or of the chunk, still to come */
-    size_t _line, _colon;    /* of the field being read: where it begins, where its ':' stands */
+    size_t _pos;          /* the next byte to look at: all before it are done with */
+    size_t _limit;        /* the section being read has to end here or before */
+    size_t _head_size;    /* bytes */
+    size_t _body_size;    /* bytes, joined so far */
+    size_t _left;         /* bytes of the body, or of the chunk, still to come */
+    size_t _line, _colon; /* of the field being read: where it begins, where its ':' stands */
     uint16_t _method, _method_len, _target, _target_len;
     uint16_t _path, _path_len, _query, _query_len;
     uint16_t _field_count, _trailer_count;
-    const char *_base;       /* the buffer, as of the last call */
+    const char *_base; /* the buffer, as of the last call */
     struct http_field _fields[HTTP_MAX_FIELDS];
 };
 
@@ -95,15 +95,15 @@ bool http_equal_ignoring_case(struct slice a, struct slice b);
 #define HTTP_100_CONTINUE "HTTP/1.1 100 Continue\r\n\r\n"
 
 struct http_reply {
-    int status;               /* one that http_reason knows */
-    struct slice media_type;  /* of the body; not sent when empty */
-    struct slice body;        /* its length is sent even when head_only; not for a 204 */
-    const char *allow;        /* the methods of a 405 or 204, or NULL */
-    unsigned retry_after_s;   /* seconds, for a 503; not sent when 0 */
-    bool is_private;          /* send Cache-Control: no-store */
-    bool head_only;           /* the reply to a HEAD: no body */
-    bool close;               /* send Connection: close */
-    bool confirm_keep_alive;  /* send Connection: keep-alive, for an HTTP/1.0 client that asked */
+    int status;              /* one that http_reason knows */
+    struct slice media_type; /* of the body; not sent when empty */
+    struct slice body;       /* its length is sent even when head_only; not for a 204 */
+    const char *allow;       /* the methods of a 405 or 204, or NULL */
+    unsigned retry_after_s;  /* seconds, for a 503; not sent when 0 */
+    bool is_private;         /* send Cache-Control: no-store */
+    bool head_only;          /* the reply to a HEAD: no body */
+    bool close;              /* send Connection: close */
+    bool confirm_keep_alive; /* send Connection: keep-alive, for an HTTP/1.0 client that asked */
 };
 
 /* The reason phrase of a status code of this server's, "" for any other. */
