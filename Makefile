@@ -34,8 +34,8 @@ tsan_LDFLAGS    := -fsanitize=thread
 m32_CFLAGS      := $(CFLAGS) -m32
 m32_LDFLAGS     := -m32
 static_CC       := $(if $(MUSL),$(MUSL),$(CC))
-static_CFLAGS   := -Os -fstack-protector-strong -ffunction-sections -fdata-sections
-static_LDFLAGS  := -static -s -Wl,--gc-sections -Wl,-z,relro,-z,now
+static_CFLAGS   := -Os -flto -fno-asynchronous-unwind-tables -fstack-protector-strong
+static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now
 
 FLAVOURS := release asan quick tsan m32 static
 UNITS    := sha256 table access http api store
@@ -64,6 +64,10 @@ build/$(1)/tests/%.o: tests/%.c Makefile
 
 build/$(1)/tests/%: build/$(1)/tests/%.o $$(filter-out build/$(1)/main.o,$$($(1)_OBJECTS))
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_$$*) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
+
+# api.c alone with the parser: the test plays the store and the access files itself.
+build/$(1)/tests/test_api: build/$(1)/tests/test_api.o build/$(1)/http.o build/$(1)/api.o
+	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_test_api) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
 endef
 $(foreach f,$(FLAVOURS),$(eval $(call flavour,$(f))))
 .PRECIOUS: build/%.o
@@ -71,6 +75,7 @@ $(foreach f,$(FLAVOURS),$(eval $(call flavour,$(f))))
 
 # System calls that a test makes fail on demand.
 wrap = $(1:%=-Wl,--wrap=%)
+WRAP_test_api    := $(call wrap,malloc)
 WRAP_test_table  := $(call wrap,calloc free)
 WRAP_test_access := $(call wrap,malloc calloc realloc reallocarray read getrandom table_hash)
 
