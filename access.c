@@ -88,27 +88,21 @@ struct loader {
 /* ---- words ---- */
 
 /* SP, HTAB, and a CR that ends the line. */
-static bool is_blank(struct slice text)
-{
-    if (text.p[0] == '\r')
-        return text.n == 1 || text.p[1] == '\n';
+static bool is_blank(struct slice text) {
+    if (text.p[0] == '\r') return text.n == 1 || text.p[1] == '\n';
     return text.p[0] == ' ' || text.p[0] == '\t';
 }
 
 /* Takes the next word of the line that text begins with. Returns false at the line's end. */
-static bool next_word(struct slice *text, struct slice *word)
-{
-    while (text->n > 0 && is_blank(*text))
-        text->p++, text->n--;
+static bool next_word(struct slice *text, struct slice *word) {
+    while (text->n > 0 && is_blank(*text)) text->p++, text->n--;
     word->p = text->p;
-    while (text->n > 0 && text->p[0] != '\n' && !is_blank(*text))
-        text->p++, text->n--;
+    while (text->n > 0 && text->p[0] != '\n' && !is_blank(*text)) text->p++, text->n--;
     word->n = (size_t)(text->p - word->p);
     return word->n > 0;
 }
 
-static void skip_line(struct slice *text)
-{
+static void skip_line(struct slice *text) {
     const char *newline = text->n > 0 ? memchr(text->p, '\n', text->n) : NULL;
     size_t size = newline != NULL ? (size_t)(newline - text->p) + 1 : text->n;
     text->p += size;
@@ -116,8 +110,7 @@ static void skip_line(struct slice *text)
 }
 
 /* The file's text from an offset on. */
-static struct slice text_at(const struct file *file, uint64_t offset)
-{
+static struct slice text_at(const struct file *file, uint64_t offset) {
     return (struct slice){file->bytes + offset, file->size - (size_t)offset};
 }
 
@@ -126,8 +119,7 @@ static struct slice text_at(const struct file *file, uint64_t offset)
 /* The standard alphabet (RFC 4648, section 4) as arithmetic: a table would be indexed by the
  * secret, and a cache remembers which of its lines were touched. Each difference wraps below zero,
  * which sets its high bits, exactly when x is past the end of a range. */
-static char base64_char(unsigned x)
-{
+static char base64_char(unsigned x) {
     unsigned c = 'A' + x;
     c += (25 - x) >> 8 & ('a' - 'Z' - 1);
     c -= (51 - x) >> 8 & ('z' + 1 - '0');
@@ -136,41 +128,34 @@ static char base64_char(unsigned x)
     return (char)c;
 }
 
-void access_hash_token(struct slice token, char hash[ACCESS_HASH_CHARS + 1])
-{
+void access_hash_token(struct slice token, char hash[ACCESS_HASH_CHARS + 1]) {
     unsigned char digest[SHA256_BYTES + 1]; /* 33 bytes: a whole number of threes */
     sha256(token.p, token.n, digest);
     digest[SHA256_BYTES] = 0;
 
     for (size_t i = 0; i < sizeof digest; i += 3) {
         unsigned bits = (unsigned)digest[i] << 16 | (unsigned)digest[i + 1] << 8 | digest[i + 2];
-        for (unsigned j = 0; j < 4; j++)
-            *hash++ = base64_char(bits >> (18 - 6 * j) & 63);
+        for (unsigned j = 0; j < 4; j++) *hash++ = base64_char(bits >> (18 - 6 * j) & 63);
     }
     hash[-1] = '='; /* the last six bits were all padding */
     *hash = '\0';
 }
 
-static bool is_base64_char(char c)
-{
+static bool is_base64_char(char c) {
     return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' ||
            c == '/';
 }
 
 /* Whether word is what access_hash_token might write. The last character has two bits that stand
  * for nothing and must be zero (RFC 4648, section 3.5): one in four of the alphabet. */
-static bool is_hash(struct slice word)
-{
-    if (word.n != ACCESS_HASH_CHARS || word.p[ACCESS_HASH_CHARS - 1] != '=')
-        return false;
+static bool is_hash(struct slice word) {
+    if (word.n != ACCESS_HASH_CHARS || word.p[ACCESS_HASH_CHARS - 1] != '=') return false;
     for (size_t i = 0; i < ACCESS_HASH_CHARS - 1; i++)
-        if (!is_base64_char(word.p[i]))
-            return false;
+        if (!is_base64_char(word.p[i])) return false;
     return memchr("AEIMQUYcgkosw048", word.p[ACCESS_HASH_CHARS - 2], 16) != NULL;
 }
 
-static bool is_same_hash(const char *a, const char *b)
-{
+static bool is_same_hash(const char *a, const char *b) {
     unsigned difference = 0;
     for (size_t i = 0; i < ACCESS_HASH_CHARS; i++)
         difference |= (unsigned char)a[i] ^ (unsigned char)b[i];
@@ -180,8 +165,7 @@ static bool is_same_hash(const char *a, const char *b)
 /* ---- looking up ---- */
 
 /* The hash of two words, of at most ID_MAX_BYTES bytes each. */
-static uint64_t hash_pair(const struct access *access, struct slice a, struct slice b)
-{
+static uint64_t hash_pair(const struct access *access, struct slice a, struct slice b) {
     char pair[2 * ID_MAX_BYTES + 1];
     memcpy(pair, a.p, a.n);
     pair[a.n] = '\t';
@@ -189,8 +173,7 @@ static uint64_t hash_pair(const struct access *access, struct slice a, struct sl
     return table_hash(access->key, (struct slice){pair, a.n + 1 + b.n});
 }
 
-static bool is_users_line(struct slice line, struct slice user, const char *hash)
-{
+static bool is_users_line(struct slice line, struct slice user, const char *hash) {
     struct slice name, hashed;
     next_word(&line, &name);
     next_word(&line, &hashed);
@@ -200,8 +183,7 @@ static bool is_users_line(struct slice line, struct slice user, const char *hash
 
 /* One comparison for no candidate as for one; a second candidate takes two keys whose hashes agree
  * in 40 bits, and nobody can aim for that. */
-static bool has_user(const struct access *access, struct slice user, const char *hash)
-{
+static bool has_user(const struct access *access, struct slice user, const char *hash) {
     struct slice hashed = {hash, ACCESS_HASH_CHARS};
     struct table_search search = table_find(&access->users_index, hash_pair(access, user, hashed));
     uint64_t offset;
@@ -216,18 +198,15 @@ static bool has_user(const struct access *access, struct slice user, const char 
     return found;
 }
 
-bool access_knows_user(const struct access *access, struct slice user, struct slice token)
-{
+bool access_knows_user(const struct access *access, struct slice user, struct slice token) {
     char hash[ACCESS_HASH_CHARS + 1];
     access_hash_token(token, hash);
-    if (!slice_is_id(user))
-        user = SLICE("-"); /* nobody's, but as much work as anybody's */
+    if (!slice_is_id(user)) user = SLICE("-"); /* nobody's, but as much work as anybody's */
     return has_user(access, user, hash);
 }
 
 /* Whether there is a line for the room; *line is its offset. */
-static bool find_room(const struct access *access, struct slice room, size_t *line)
-{
+static bool find_room(const struct access *access, struct slice room, size_t *line) {
     struct table_search search = table_find(&access->rooms_index, table_hash(access->key, room));
     uint64_t offset;
 
@@ -243,8 +222,7 @@ static bool find_room(const struct access *access, struct slice room, size_t *li
 }
 
 /* Whether user is one of the later members on a room's line; hash is that of the pair of IDs. */
-static bool has_member(const struct access *access, uint64_t hash, size_t line, struct slice user)
-{
+static bool has_member(const struct access *access, uint64_t hash, size_t line, struct slice user) {
     struct table_search search = table_find(&access->members_index, hash);
     uint64_t number;
 
@@ -252,152 +230,120 @@ static bool has_member(const struct access *access, uint64_t hash, size_t line, 
         const struct membership *member = &access->members[number];
         struct slice text = text_at(&access->rooms, member->name), name;
         next_word(&text, &name);
-        if (member->line == line && slice_equal(name, user))
-            return true;
+        if (member->line == line && slice_equal(name, user)) return true;
     }
     return false;
 }
 
-char access_room_type(const struct access *access, struct slice room, struct slice user)
-{
+char access_room_type(const struct access *access, struct slice room, struct slice user) {
     size_t line = access->default_line;
-    if (!find_room(access, room, &line) && !access->has_default)
-        return 0;
+    if (!find_room(access, room, &line) && !access->has_default) return 0;
 
     struct slice text = text_at(&access->rooms, line), rid, type, member;
     next_word(&text, &rid);
     next_word(&text, &type);
-    if (type.p[0] == 'c')
-        return 'c';
+    if (type.p[0] == 'c') return 'c';
     for (int i = 0; i < LINE_MEMBERS; i++) {
-        if (!next_word(&text, &member))
-            return 0;
-        if (slice_equal(member, user))
-            return type.p[0];
+        if (!next_word(&text, &member)) return 0;
+        if (slice_equal(member, user)) return type.p[0];
     }
-    if (!slice_is_id(user))
-        return 0; /* too long for hash_pair, perhaps */
+    if (!slice_is_id(user)) return 0; /* too long for hash_pair, perhaps */
     return has_member(access, hash_pair(access, rid, user), line, user) ? type.p[0] : 0;
 }
 
 /* ---- loading ---- */
 
-static int fail(struct loader *loader, const char *reason)
-{
+static int fail(struct loader *loader, const char *reason) {
     snprintf(loader->why, loader->why_size, "%s/%s: %s", loader->dir, loader->file->name, reason);
     return -1;
 }
 
-static int fail_line(struct loader *loader, const char *reason)
-{
+static int fail_line(struct loader *loader, const char *reason) {
     snprintf(loader->why, loader->why_size, "%s/%s:%zu: %s", loader->dir, loader->file->name,
              loader->line, reason);
     return -1;
 }
 
-static int fail_memory(struct loader *loader)
-{
+static int fail_memory(struct loader *loader) {
     snprintf(loader->why, loader->why_size, "out of memory");
     return -1;
 }
 
 /* Reads fd to its end, wherever that is by then: fstat's size is only a guess at the memory. */
-static int read_all(struct loader *loader, struct file *file, int fd)
-{
+static int read_all(struct loader *loader, struct file *file, int fd) {
     struct stat info;
-    if (fstat(fd, &info) < 0)
-        return fail(loader, strerror(errno));
-    if (!S_ISREG(info.st_mode))
-        return fail(loader, "not a regular file");
-    if ((uintmax_t)info.st_size > SIZE_MAX / 4)
-        return fail(loader, strerror(EFBIG));
+    if (fstat(fd, &info) < 0) return fail(loader, strerror(errno));
+    if (!S_ISREG(info.st_mode)) return fail(loader, "not a regular file");
+    if ((uintmax_t)info.st_size > SIZE_MAX / 4) return fail(loader, strerror(EFBIG));
 
     size_t space = (size_t)info.st_size + 1; /* the byte more lets read() report the end */
     for (;;) {
         char *bytes = realloc(file->bytes, space);
-        if (bytes == NULL)
-            return fail_memory(loader);
+        if (bytes == NULL) return fail_memory(loader);
         file->bytes = bytes;
         while (file->size < space) {
             ssize_t n = read(fd, bytes + file->size, space - file->size);
-            if (n == 0)
-                return 0;
-            if (n < 0 && errno != EINTR)
-                return fail(loader, strerror(errno));
+            if (n == 0) return 0;
+            if (n < 0 && errno != EINTR) return fail(loader, strerror(errno));
             file->size += n > 0 ? (size_t)n : 0;
         }
         space *= 2;
     }
 }
 
-static int read_file(struct loader *loader, struct file *file, const char *name)
-{
+static int read_file(struct loader *loader, struct file *file, const char *name) {
     char path[PATH_MAX];
     file->name = name;
     loader->file = file;
     loader->line = 0;
 
     int size = snprintf(path, sizeof path, "%s/%s", loader->dir, name);
-    if (size < 0 || (size_t)size >= sizeof path)
-        return fail(loader, strerror(ENAMETOOLONG));
+    if (size < 0 || (size_t)size >= sizeof path) return fail(loader, strerror(ENAMETOOLONG));
     /* O_NONBLOCK: opening a FIFO, which is refused a moment later, must not wait for a writer. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return fail(loader, strerror(errno));
+    if (fd < 0) return fail(loader, strerror(errno));
     int result = read_all(loader, file, fd);
     close(fd);
     return result;
 }
 
-static int add_entry(struct loader *loader, struct table *table, uint64_t hash, size_t value)
-{
-    if (table_reserve(table, hash) < 0)
-        return fail_memory(loader);
+static int add_entry(struct loader *loader, struct table *table, uint64_t hash, size_t value) {
+    if (table_reserve(table, hash) < 0) return fail_memory(loader);
     table_insert(table, hash, value);
     return 0;
 }
 
-static int check_user(struct loader *loader, struct slice user)
-{
-    if (!slice_is_id(user))
-        return fail_line(loader, "user ID " ID_RULE);
-    if (slice_equal(user, SLICE("-")))
-        return fail_line(loader, "user ID must not be -");
+static int check_user(struct loader *loader, struct slice user) {
+    if (!slice_is_id(user)) return fail_line(loader, "user ID " ID_RULE);
+    if (slice_equal(user, SLICE("-"))) return fail_line(loader, "user ID must not be -");
     return 0;
 }
 
 /* Adds the line of users that text begins with, and takes its words off text. */
-static int add_user(struct loader *loader, struct slice *text)
-{
+static int add_user(struct loader *loader, struct slice *text) {
     struct access *access = loader->access;
     size_t line = (size_t)(text->p - access->users.bytes);
     struct slice user, hashed, more;
 
-    if (!next_word(text, &user))
-        return 0;
+    if (!next_word(text, &user)) return 0;
     if (!next_word(text, &hashed) || next_word(text, &more))
         return fail_line(loader, "line must be USERID HASHED_TOKEN");
-    if (check_user(loader, user) < 0)
-        return -1;
+    if (check_user(loader, user) < 0) return -1;
     if (!is_hash(hashed))
         return fail_line(loader, "hashed token must be 44 characters, the base64 of 32 bytes");
-    if (has_user(access, user, hashed.p))
-        return 0;
+    if (has_user(access, user, hashed.p)) return 0;
     return add_entry(loader, &access->users_index, hash_pair(access, user, hashed), line);
 }
 
-static int add_member(struct loader *loader, size_t line, struct slice rid, struct slice user)
-{
+static int add_member(struct loader *loader, size_t line, struct slice rid, struct slice user) {
     struct access *access = loader->access;
     uint64_t hash = hash_pair(access, rid, user);
-    if (has_member(access, hash, line, user))
-        return 0;
+    if (has_member(access, hash, line, user)) return 0;
 
     if (access->member_count == access->member_space) {
         size_t space = access->member_space > 0 ? 2 * access->member_space : 64;
         struct membership *members = reallocarray(access->members, space, sizeof *members);
-        if (members == NULL)
-            return fail_memory(loader);
+        if (members == NULL) return fail_memory(loader);
         access->members = members;
         access->member_space = space;
     }
@@ -406,19 +352,16 @@ static int add_member(struct loader *loader, size_t line, struct slice rid, stru
     return add_entry(loader, &access->members_index, hash, access->member_count++);
 }
 
-static int fail_duplicate(struct loader *loader, size_t first)
-{
+static int fail_duplicate(struct loader *loader, size_t first) {
     char reason[64];
     size_t number = 1;
-    for (size_t i = 0; i < first; i++)
-        number += loader->access->rooms.bytes[i] == '\n';
+    for (size_t i = 0; i < first; i++) number += loader->access->rooms.bytes[i] == '\n';
     snprintf(reason, sizeof reason, "room is already on line %zu", number);
     return fail_line(loader, reason);
 }
 
 /* Adds a room's RID, which stands at the offset line. */
-static int add_rid(struct loader *loader, size_t line, struct slice rid)
-{
+static int add_rid(struct loader *loader, size_t line, struct slice rid) {
     struct access *access = loader->access;
     size_t first = access->default_line;
     bool is_default = slice_equal(rid, SLICE("*"));
@@ -433,61 +376,46 @@ static int add_rid(struct loader *loader, size_t line, struct slice rid)
 }
 
 /* Adds the line of rooms that text begins with, and takes its words off text. */
-static int add_room(struct loader *loader, struct slice *text)
-{
+static int add_room(struct loader *loader, struct slice *text) {
     size_t line = (size_t)(text->p - loader->access->rooms.bytes);
     struct slice rid, type, member;
 
-    if (!next_word(text, &rid))
-        return 0;
-    if (!next_word(text, &type))
-        return fail_line(loader, "line must be RID TYPE [USERID...]");
-    if (!slice_is_id(rid))
-        return fail_line(loader, "room ID " ID_RULE);
+    if (!next_word(text, &rid)) return 0;
+    if (!next_word(text, &type)) return fail_line(loader, "line must be RID TYPE [USERID...]");
+    if (!slice_is_id(rid)) return fail_line(loader, "room ID " ID_RULE);
     if (type.n != 1 || memchr("cpd", type.p[0], 3) == NULL)
         return fail_line(loader, "type must be c, p or d");
-    if (add_rid(loader, line, rid) < 0)
-        return -1;
+    if (add_rid(loader, line, rid) < 0) return -1;
     for (size_t i = 0; next_word(text, &member); i++) {
-        if (check_user(loader, member) < 0)
-            return -1;
-        if (i < LINE_MEMBERS || type.p[0] == 'c')
-            continue;
-        if (add_member(loader, line, rid, member) < 0)
-            return -1;
+        if (check_user(loader, member) < 0) return -1;
+        if (i < LINE_MEMBERS || type.p[0] == 'c') continue;
+        if (add_member(loader, line, rid, member) < 0) return -1;
     }
     return 0;
 }
 
 /* Calls add for each line of the file that is being read. */
-static int add_lines(struct loader *loader, int (*add)(struct loader *, struct slice *))
-{
+static int add_lines(struct loader *loader, int (*add)(struct loader *, struct slice *)) {
     struct slice text = text_at(loader->file, 0);
     for (; text.n > 0; skip_line(&text)) {
         loader->line++;
-        if (text.p[0] != '#' && add(loader, &text) < 0)
-            return -1;
+        if (text.p[0] != '#' && add(loader, &text) < 0) return -1;
     }
     return 0;
 }
 
-static int draw_key(struct loader *loader, struct table_key *key)
-{
+static int draw_key(struct loader *loader, struct table_key *key) {
     ssize_t n;
-    do
-        n = getrandom(key, sizeof *key, 0);
+    do n = getrandom(key, sizeof *key, 0);
     while (n < 0 && errno == EINTR);
-    if (n == (ssize_t)sizeof *key)
-        return 0;
+    if (n == (ssize_t)sizeof *key) return 0;
     snprintf(loader->why, loader->why_size, "no random bytes: %s", strerror(errno));
     return -1;
 }
 
-static int load(struct loader *loader)
-{
+static int load(struct loader *loader) {
     struct access *access = loader->access;
-    if (draw_key(loader, &access->key) < 0)
-        return -1;
+    if (draw_key(loader, &access->key) < 0) return -1;
     if (table_init(&access->users_index, TABLE_MANY_PARTS) < 0 ||
         table_init(&access->rooms_index, TABLE_MANY_PARTS) < 0 ||
         table_init(&access->members_index, TABLE_MANY_PARTS) < 0)
@@ -499,8 +427,7 @@ static int load(struct loader *loader)
     return 0;
 }
 
-struct access *access_load(const char *dir, char *why, size_t why_size)
-{
+struct access *access_load(const char *dir, char *why, size_t why_size) {
     struct loader loader = {.dir = dir, .why = why, .why_size = why_size};
     loader.access = calloc(1, sizeof *loader.access);
     if (loader.access == NULL) {
@@ -514,10 +441,8 @@ struct access *access_load(const char *dir, char *why, size_t why_size)
     return loader.access;
 }
 
-void access_free(struct access *access)
-{
-    if (access == NULL)
-        return;
+void access_free(struct access *access) {
+    if (access == NULL) return;
     table_free(&access->users_index);
     table_free(&access->rooms_index);
     table_free(&access->members_index);

@@ -70,9 +70,7 @@ struct reply_text {
 };
 
 #define TEXT(literal)                                                                              \
-    {                                                                                              \
-        (literal), sizeof(literal) - 1                                                             \
-    }
+    { (literal), sizeof(literal) - 1 }
 #define JSON(before, after) true, TEXT("application/json"), TEXT(before), TEXT(after)
 #define PLAIN(body)         false, TEXT("text/plain"), TEXT(body), TEXT("")
 #define NO_BODY             false, TEXT(""), TEXT(""), TEXT("")
@@ -116,8 +114,7 @@ static const struct reply_text replies[] = {
 /* clang-format on */
 
 /* A reply whose body is constant, or the beginning of one whose body is not. */
-static void reply_start(struct api_reply *reply, enum reply_id id)
-{
+static void reply_start(struct api_reply *reply, enum reply_id id) {
     const struct reply_text *text = &replies[id];
     reply->http = (struct http_reply){
         .status = text->status,
@@ -129,8 +126,7 @@ static void reply_start(struct api_reply *reply, enum reply_id id)
 }
 
 /* Adds to a body in .scratch. What has no room is cut off; only an overlong WHY could be. */
-static void reply_add(struct api_reply *reply, struct slice text)
-{
+static void reply_add(struct api_reply *reply, struct slice text) {
     struct slice *body = &reply->http.body;
     size_t room = sizeof reply->scratch - body->n;
     size_t n = text.n < room ? text.n : room;
@@ -139,23 +135,20 @@ static void reply_add(struct api_reply *reply, struct slice text)
 }
 
 /* Begins a reply with variable text: add the text, then call reply_end. */
-static void reply_begin(struct api_reply *reply, enum reply_id id)
-{
+static void reply_begin(struct api_reply *reply, enum reply_id id) {
     reply_start(reply, id);
     struct slice before = reply->http.body;
     reply->http.body = (struct slice){reply->scratch, 0};
     reply_add(reply, before);
 }
 
-static void reply_end(struct api_reply *reply, enum reply_id id)
-{
+static void reply_end(struct api_reply *reply, enum reply_id id) {
     reply_add(reply, replies[id].after);
 }
 
 /* The escape of a character in a JSON string as JSON.stringify writes it, or an empty slice for a
  * character that stands for itself: DEL and all that is not ASCII do. */
-static struct slice json_escape(unsigned char c, char escape[8])
-{
+static struct slice json_escape(unsigned char c, char escape[8]) {
     static const char letters[0x20] = {
         ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
     if (c == '"' || c == '\\' || (c < 0x20 && letters[c] != 0)) {
@@ -163,13 +156,11 @@ static struct slice json_escape(unsigned char c, char escape[8])
         escape[1] = c < 0x20 ? letters[c] : (char)c;
         return (struct slice){escape, 2};
     }
-    if (c < 0x20)
-        return (struct slice){escape, (size_t)snprintf(escape, 8, "\\u%04x", c)};
+    if (c < 0x20) return (struct slice){escape, (size_t)snprintf(escape, 8, "\\u%04x", c)};
     return (struct slice){escape, 0};
 }
 
-static void reply_add_json_string(struct api_reply *reply, struct slice text)
-{
+static void reply_add_json_string(struct api_reply *reply, struct slice text) {
     reply_add(reply, SLICE("\""));
     for (size_t i = 0; i < text.n; i++) {
         char buffer[8];
@@ -202,24 +193,20 @@ enum expected {
     A_COMMA_OR_CLOSE, /* after a value; at depth 0, the end */
 };
 
-static int peek(const struct scan *scan)
-{
+static int peek(const struct scan *scan) {
     return scan->pos < scan->text.n ? (unsigned char)scan->text.p[scan->pos] : END;
 }
 
-static struct slice scan_rest(const struct scan *scan)
-{
+static struct slice scan_rest(const struct scan *scan) {
     return (struct slice){scan->text.p + scan->pos, scan->text.n - scan->pos};
 }
 
-static bool fail(struct scan *scan, const char *why)
-{
+static bool fail(struct scan *scan, const char *why) {
     scan->why = peek(scan) == END ? "unexpected end" : why;
     return false;
 }
 
-static void skip_space(struct scan *scan)
-{
+static void skip_space(struct scan *scan) {
     int c = peek(scan);
     while (c == ' ' || c == '\n' || c == '\r' || c == '\t') {
         scan->pos++;
@@ -228,32 +215,27 @@ static void skip_space(struct scan *scan)
 }
 
 /* The value of a hexadecimal digit, or -1. */
-static int hex_value(int c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
+static int hex_value(int c) {
+    if (c >= '0' && c <= '9') return c - '0';
     int letter = c | 0x20; /* lower case; -1 stays -1 */
     return letter >= 'a' && letter <= 'f' ? letter - 'a' + 10 : -1;
 }
 
-static bool scan_escape(struct scan *scan)
-{
+static bool scan_escape(struct scan *scan) {
     scan->pos++;
     int c = peek(scan);
     if (c == END || strchr("\"\\/bfnrtu", c) == NULL || c == '\0')
         return fail(scan, "invalid escape");
     scan->pos++;
     for (int digits = c == 'u' ? 4 : 0; digits > 0; digits--) {
-        if (hex_value(peek(scan)) < 0)
-            return fail(scan, "invalid escape");
+        if (hex_value(peek(scan)) < 0) return fail(scan, "invalid escape");
         scan->pos++;
     }
     return true;
 }
 
 /* How many bytes at the beginning of text are ASCII that stands for itself in a string. */
-static size_t plain_run(struct slice text)
-{
+static size_t plain_run(struct slice text) {
     size_t n = 0;
     while (n < text.n && text.p[n] >= 0x20 && (unsigned char)text.p[n] < 0x80 && text.p[n] != '"' &&
            text.p[n] != '\\')
@@ -261,81 +243,65 @@ static size_t plain_run(struct slice text)
     return n;
 }
 
-static bool scan_utf8(struct scan *scan)
-{
+static bool scan_utf8(struct scan *scan) {
     size_t n = slice_utf8(scan_rest(scan));
     scan->pos += n;
     return n > 0 || fail(scan, "invalid UTF-8");
 }
 
-static bool scan_string(struct scan *scan)
-{
+static bool scan_string(struct scan *scan) {
     scan->tokens++;
     scan->pos++;
     for (;;) {
         scan->pos += plain_run(scan_rest(scan));
         int c = peek(scan);
-        if (c == '"')
-            break;
-        if (c < 0x20)
-            return fail(scan, "unescaped control character");
-        if (!(c == '\\' ? scan_escape(scan) : scan_utf8(scan)))
-            return false;
+        if (c == '"') break;
+        if (c < 0x20) return fail(scan, "unescaped control character");
+        if (!(c == '\\' ? scan_escape(scan) : scan_utf8(scan))) return false;
     }
     scan->pos++;
     return true;
 }
 
-static bool scan_digits(struct scan *scan)
-{
-    if (peek(scan) < '0' || peek(scan) > '9')
-        return fail(scan, "expected a digit");
-    while (peek(scan) >= '0' && peek(scan) <= '9')
-        scan->pos++;
+static bool scan_digits(struct scan *scan) {
+    if (peek(scan) < '0' || peek(scan) > '9') return fail(scan, "expected a digit");
+    while (peek(scan) >= '0' && peek(scan) <= '9') scan->pos++;
     return true;
 }
 
 /* Section 6: no leading zeros, no plus sign, digits on both sides of the point. */
-static bool scan_number(struct scan *scan)
-{
+static bool scan_number(struct scan *scan) {
     scan->tokens++;
-    if (peek(scan) == '-')
-        scan->pos++;
+    if (peek(scan) == '-') scan->pos++;
     if (peek(scan) == '0')
         scan->pos++;
     else if (!scan_digits(scan))
         return false;
     if (peek(scan) == '.') {
         scan->pos++;
-        if (!scan_digits(scan))
-            return false;
+        if (!scan_digits(scan)) return false;
     }
     if (peek(scan) == 'e' || peek(scan) == 'E') {
         scan->pos++;
-        if (peek(scan) == '+' || peek(scan) == '-')
-            scan->pos++;
+        if (peek(scan) == '+' || peek(scan) == '-') scan->pos++;
         return scan_digits(scan);
     }
     return true;
 }
 
-static bool scan_literal(struct scan *scan, const char *literal)
-{
+static bool scan_literal(struct scan *scan, const char *literal) {
     scan->tokens++;
     for (; *literal != '\0'; literal++, scan->pos++)
-        if (peek(scan) != *literal)
-            return fail(scan, "expected true, false or null");
+        if (peek(scan) != *literal) return fail(scan, "expected true, false or null");
     return true;
 }
 
-static enum expected scan_open(struct scan *scan, bool is_object)
-{
+static enum expected scan_open(struct scan *scan, bool is_object) {
     if (scan->depth == JSON_MAX_DEPTH) {
         fail(scan, "nesting too deep");
         return A_VALUE;
     }
-    if (scan->tokens == 0)
-        scan->is_object = is_object;
+    if (scan->tokens == 0) scan->is_object = is_object;
     scan->tokens++;
     scan->pos++;
     scan->depth++;
@@ -343,19 +309,16 @@ static enum expected scan_open(struct scan *scan, bool is_object)
     return is_object ? A_NAME_OR_CLOSE : A_VALUE_OR_CLOSE;
 }
 
-static enum expected scan_close(struct scan *scan)
-{
+static enum expected scan_close(struct scan *scan) {
     scan->pos++;
     scan->depth--;
     scan->nesting >>= 1;
     return A_COMMA_OR_CLOSE;
 }
 
-static enum expected scan_value(struct scan *scan)
-{
+static enum expected scan_value(struct scan *scan) {
     int c = peek(scan);
-    if (c == '{' || c == '[')
-        return scan_open(scan, c == '{');
+    if (c == '{' || c == '[') return scan_open(scan, c == '{');
     if (c == '"')
         scan_string(scan);
     else if (c == '-' || (c >= '0' && c <= '9'))
@@ -367,8 +330,7 @@ static enum expected scan_value(struct scan *scan)
     return A_COMMA_OR_CLOSE;
 }
 
-static enum expected scan_name(struct scan *scan)
-{
+static enum expected scan_name(struct scan *scan) {
     if (peek(scan) != '"') {
         fail(scan, "expected a name in quotes");
     } else if (scan_string(scan)) {
@@ -381,8 +343,7 @@ static enum expected scan_name(struct scan *scan)
     return A_VALUE;
 }
 
-static enum expected scan_after_value(struct scan *scan)
-{
+static enum expected scan_after_value(struct scan *scan) {
     bool in_object = scan->nesting & 1;
     if (scan->depth == 0)
         fail(scan, "text after the value");
@@ -397,14 +358,12 @@ static enum expected scan_after_value(struct scan *scan)
 }
 
 /* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. */
-static bool scan_json(struct scan *scan)
-{
+static bool scan_json(struct scan *scan) {
     enum expected expected = A_VALUE;
     while (scan->why == NULL) {
         skip_space(scan);
         int c = peek(scan);
-        if (expected == A_COMMA_OR_CLOSE && scan->depth == 0 && c == END)
-            return true;
+        if (expected == A_COMMA_OR_CLOSE && scan->depth == 0 && c == END) return true;
         if (expected == A_COMMA_OR_CLOSE)
             expected = scan_after_value(scan);
         else if ((expected == A_NAME_OR_CLOSE && c == '}') ||
@@ -430,25 +389,19 @@ struct json {
     jsmntok_t few[JSON_FEW_TOKENS];
 };
 
-static void json_free(struct json *json)
-{
-    if (json->tokens != json->few)
-        free(json->tokens);
+static void json_free(struct json *json) {
+    if (json->tokens != json->few) free(json->tokens);
 }
 
 /* Lets jsmn split an object of token_count tokens. */
-static enum reply_id json_split(struct json *json)
-{
+static enum reply_id json_split(struct json *json) {
     unsigned room = (unsigned)json->token_count;
-    if (room > JSON_FEW_TOKENS)
-        json->tokens = malloc(room * sizeof *json->tokens);
-    if (json->tokens == NULL)
-        return REPLY_STORAGE;
+    if (room > JSON_FEW_TOKENS) json->tokens = malloc(room * sizeof *json->tokens);
+    if (json->tokens == NULL) return REPLY_STORAGE;
     jsmn_parser parser;
     jsmn_init(&parser);
     int count = jsmn_parse(&parser, json->text.p, json->text.n, json->tokens, room);
-    if (count == (int)room)
-        return REPLY_SUCCESS;
+    if (count == (int)room) return REPLY_SUCCESS;
     /* It cannot come to this: jsmn refuses stray bytes, bad escapes, brackets that do not match,
      * values in place of names, and more tokens than it has room for; the scan let none pass. */
     json_free(json);
@@ -458,8 +411,7 @@ static enum reply_id json_split(struct json *json)
 
 /* Reads text, which has to live as long as json. REPLY_SUCCESS: json_free is due.
  * REPLY_INVALID_JSON: .why and .at say more. REPLY_STORAGE: no memory. */
-static enum reply_id json_read(struct json *json, struct slice text)
-{
+static enum reply_id json_read(struct json *json, struct slice text) {
     struct scan scan = {.text = text};
     bool valid = scan_json(&scan);
     json->text = text;
@@ -467,10 +419,8 @@ static enum reply_id json_read(struct json *json, struct slice text)
     json->at = scan.pos;
     json->tokens = json->few;
     json->token_count = scan.tokens;
-    if (!valid)
-        return REPLY_INVALID_JSON;
-    if (scan.is_object)
-        return json_split(json);
+    if (!valid) return REPLY_INVALID_JSON;
+    if (scan.is_object) return json_split(json);
     json->token_count = 0;
     return REPLY_SUCCESS;
 }
@@ -481,14 +431,11 @@ struct id_buffer {
     char bytes[ID_MAX_BYTES + 1];
 };
 
-static void id_put(struct id_buffer *id, unsigned byte)
-{
-    if (id->n < sizeof id->bytes)
-        id->bytes[id->n++] = (char)byte;
+static void id_put(struct id_buffer *id, unsigned byte) {
+    if (id->n < sizeof id->bytes) id->bytes[id->n++] = (char)byte;
 }
 
-static void id_put_code_point(struct id_buffer *id, unsigned c)
-{
+static void id_put_code_point(struct id_buffer *id, unsigned c) {
     if (c < 0x80) {
         id_put(id, c);
         return;
@@ -507,20 +454,16 @@ static void id_put_code_point(struct id_buffer *id, unsigned c)
 }
 
 /* The UTF-16 code unit of the \uXXXX at the beginning of text, or 0 if there is none. */
-static unsigned unicode_escape(struct slice text)
-{
+static unsigned unicode_escape(struct slice text) {
     unsigned unit = 0;
-    if (text.n < 6 || text.p[0] != '\\' || text.p[1] != 'u')
-        return 0;
-    for (size_t i = 2; i < 6; i++)
-        unit = unit << 4 | (unsigned)hex_value(text.p[i]);
+    if (text.n < 6 || text.p[0] != '\\' || text.p[1] != 'u') return 0;
+    for (size_t i = 2; i < 6; i++) unit = unit << 4 | (unsigned)hex_value(text.p[i]);
     return unit;
 }
 
 /* Decodes the escape at the beginning of text. Returns its length in bytes, or 0 for a surrogate
  * without its other half: grammatical (RFC 8259, section 8.2) but no character, so in no ID. */
-static size_t decode_escape(struct slice text, struct id_buffer *id)
-{
+static size_t decode_escape(struct slice text, struct id_buffer *id) {
     static const char letters[] = "b\bf\fn\nr\rt\t";
     if (text.p[1] != 'u') {
         const char *letter = strchr(letters, text.p[1]);
@@ -533,16 +476,14 @@ static size_t decode_escape(struct slice text, struct id_buffer *id)
         return 6;
     }
     unsigned low = unicode_escape((struct slice){text.p + 6, text.n - 6});
-    if (unit > 0xDBFF || low < 0xDC00 || low > 0xDFFF)
-        return 0;
+    if (unit > 0xDBFF || low < 0xDC00 || low > 0xDFFF) return 0;
     id_put_code_point(id, 0x10000 + ((unit - 0xD800) << 10) + (low - 0xDC00));
     return 12;
 }
 
 /* Decodes what stands between a string's quotes; the scan has proved it. Returns the offset of the
  * first lone surrogate in it, where decoding ends, or NOWHERE. */
-static size_t decode_string(struct slice text, struct id_buffer *id)
-{
+static size_t decode_string(struct slice text, struct id_buffer *id) {
     id->n = 0;
     for (size_t i = 0; i < text.n;) {
         size_t n = 1;
@@ -550,21 +491,18 @@ static size_t decode_string(struct slice text, struct id_buffer *id)
             n = decode_escape((struct slice){text.p + i, text.n - i}, id);
         else
             id_put(id, (unsigned char)text.p[i]);
-        if (n == 0)
-            return i;
+        if (n == 0) return i;
         i += n;
     }
     return NOWHERE;
 }
 
-static struct slice token_text(const struct json *json, const jsmntok_t *token)
-{
+static struct slice token_text(const struct json *json, const jsmntok_t *token) {
     return (struct slice){json->text.p + token->start, (size_t)(token->end - token->start)};
 }
 
 /* Whether a member's name, as written, is this one. */
-static bool is_named(struct slice written, struct slice name)
-{
+static bool is_named(struct slice written, struct slice name) {
     if (written.n == 0 || memchr(written.p, '\\', written.n) == NULL)
         return slice_equal(written, name);
     struct id_buffer decoded;
@@ -574,12 +512,10 @@ static bool is_named(struct slice written, struct slice name)
 
 /* The value of the object's member called name, of several the last, or NULL. The tokens of names
  * are the root's children; each one's value is the token after it. */
-static const jsmntok_t *find_member(const struct json *json, struct slice name)
-{
+static const jsmntok_t *find_member(const struct json *json, struct slice name) {
     for (size_t i = json->token_count; i-- > 1;) {
         const jsmntok_t *token = &json->tokens[i];
-        if (token->parent == 0 && is_named(token_text(json, token), name))
-            return token + 1;
+        if (token->parent == 0 && is_named(token_text(json, token), name)) return token + 1;
     }
     return NULL;
 }
@@ -598,29 +534,22 @@ struct set_call {
 };
 
 /* JavaScript's names, as `typeof` gives them, and null. */
-static const char *type_name(char first_byte)
-{
+static const char *type_name(char first_byte) {
     switch (first_byte) {
     case '{':
-    case '[':
-        return "object";
+    case '[': return "object";
     case 't':
-    case 'f':
-        return "boolean";
-    case 'n':
-        return "null";
-    default:
-        return "number";
+    case 'f': return "boolean";
+    case 'n': return "null";
+    default: return "number";
     }
 }
 
 /* Reads a member of the body. Returns the offset of a lone surrogate in the body, or NOWHERE. */
-static size_t read_argument(const struct json *json, struct slice name, struct argument *argument)
-{
+static size_t read_argument(const struct json *json, struct slice name, struct argument *argument) {
     const jsmntok_t *token = find_member(json, name);
     argument->not_string = "undefined";
-    if (token == NULL)
-        return NOWHERE;
+    if (token == NULL) return NOWHERE;
     argument->text = token_text(json, token);
     argument->not_string = token->type == JSMN_STRING ? NULL : type_name(argument->text.p[0]);
     if (argument->not_string != NULL || argument->text.n == 0 ||
@@ -631,51 +560,40 @@ static size_t read_argument(const struct json *json, struct slice name, struct a
     return lone == NOWHERE ? NOWHERE : (size_t)token->start + lone;
 }
 
-static enum reply_id read_arguments(struct json *json, struct set_call *call)
-{
+static enum reply_id read_arguments(struct json *json, struct set_call *call) {
     size_t in_room = read_argument(json, SLICE("rid"), &call->room);
     size_t in_key = read_argument(json, SLICE("keyID"), &call->key);
     json->at = in_room < in_key ? in_room : in_key;
-    if (json->at == NOWHERE)
-        return REPLY_SUCCESS;
+    if (json->at == NOWHERE) return REPLY_SUCCESS;
     json->why = "lone surrogate";
     return REPLY_INVALID_JSON;
 }
 
 /* The rules of setting a key ID, whichever door the call came through. What *ticket becomes is what
  * the reply rests on. */
-static enum reply_id set_key_id(struct api *api, const struct set_call *call, uint64_t *ticket)
-{
-    if (call->room.not_string != NULL || call->key.not_string != NULL)
-        return REPLY_MATCH_ERROR;
+static enum reply_id set_key_id(struct api *api, const struct set_call *call, uint64_t *ticket) {
+    if (call->room.not_string != NULL || call->key.not_string != NULL) return REPLY_MATCH_ERROR;
     struct store_record record = {call->user, call->room.text, call->key.text};
     if (!slice_is_id(record.room) || access_room_type(api->access, record.room, record.user) == 0)
         return REPLY_INVALID_ROOM;
-    if (!slice_is_id(record.key))
-        return REPLY_INVALID_KEY_ID;
+    if (!slice_is_id(record.key)) return REPLY_INVALID_KEY_ID;
     switch (store_set(api->store, &record, ticket)) {
-    case STORE_OK:
-        return REPLY_SUCCESS;
-    case STORE_EXISTS:
-        return REPLY_KEY_EXISTS;
-    default:
-        return REPLY_STORAGE;
+    case STORE_OK: return REPLY_SUCCESS;
+    case STORE_EXISTS: return REPLY_KEY_EXISTS;
+    default: return REPLY_STORAGE;
     }
 }
 
 /* Of two arguments that are no strings the room is the one to be named. */
-static const char *match_error(const struct set_call *call)
-{
+static const char *match_error(const struct set_call *call) {
     return call->room.not_string != NULL ? call->room.not_string : call->key.not_string;
 }
 
 /* Cuts off and returns what stands before the first separator, or all of it; *rest begins after. */
-static struct slice cut(struct slice *rest, char separator)
-{
+static struct slice cut(struct slice *rest, char separator) {
     struct slice head = *rest;
     const char *at = rest->n > 0 ? memchr(rest->p, separator, rest->n) : NULL;
-    if (at != NULL)
-        head.n = (size_t)(at - rest->p);
+    if (at != NULL) head.n = (size_t)(at - rest->p);
     size_t taken = head.n + (at != NULL);
     *rest = (struct slice){rest->p + taken, rest->n - taken};
     return head;
@@ -683,22 +601,18 @@ static struct slice cut(struct slice *rest, char separator)
 
 /* Whether the body may be read as JSON. Parameters say nothing: JSON is always UTF-8 (RFC 8259,
  * section 8.1). Two fields could be read as either by whoever stands in front of this server. */
-static bool has_json_type(const struct http_request *request)
-{
+static bool has_json_type(const struct http_request *request) {
     struct slice value;
     unsigned fields = http_field(request, "content-type", &value);
-    if (fields == 0)
-        return true;
+    if (fields == 0) return true;
     struct slice type = cut(&value, ';');
-    while (type.n > 0 && (type.p[type.n - 1] == ' ' || type.p[type.n - 1] == '\t'))
-        type.n--;
+    while (type.n > 0 && (type.p[type.n - 1] == ' ' || type.p[type.n - 1] == '\t')) type.n--;
     return fields == 1 && http_equal_ignoring_case(type, SLICE("application/json"));
 }
 
 /* Whether the request proves who sends it; *user is who. */
 static bool authenticate(const struct api *api, const struct http_request *request,
-                         struct slice *user)
-{
+                         struct slice *user) {
     struct slice token;
     return http_field(request, "x-user-id", user) == 1 &&
            http_field(request, "x-auth-token", &token) == 1 &&
@@ -706,28 +620,23 @@ static bool authenticate(const struct api *api, const struct http_request *reque
 }
 
 static enum reply_id read_set_call(const struct api *api, const struct http_request *request,
-                                   struct json *json, struct set_call *call)
-{
-    if (!authenticate(api, request, &call->user))
-        return REPLY_UNAUTHORIZED;
-    if (!has_json_type(request))
-        return REPLY_MEDIA_TYPE;
+                                   struct json *json, struct set_call *call) {
+    if (!authenticate(api, request, &call->user)) return REPLY_UNAUTHORIZED;
+    if (!has_json_type(request)) return REPLY_MEDIA_TYPE;
     enum reply_id id = json_read(json, request->body.n > 0 ? request->body : SLICE("{}"));
-    if (id != REPLY_SUCCESS)
-        return id;
+    if (id != REPLY_SUCCESS) return id;
     id = read_arguments(json, call);
     json_free(json); /* the arguments point into the body, not to tokens */
     return id;
 }
 
-static void answer_set(struct api *api, const struct http_request *request, struct api_reply *reply)
-{
+static void answer_set(struct api *api, const struct http_request *request,
+                       struct api_reply *reply) {
     struct json json;
     struct set_call call;
     uint64_t ticket = 0;
     enum reply_id id = read_set_call(api, request, &json, &call);
-    if (id == REPLY_SUCCESS)
-        id = set_key_id(api, &call, &ticket);
+    if (id == REPLY_SUCCESS) id = set_key_id(api, &call, &ticket);
 
     if (id == REPLY_INVALID_JSON) {
         char at[sizeof " at byte " + 20];
@@ -757,8 +666,7 @@ struct room {
 
 /* Decodes %XX (RFC 3986, section 2.1); '+' is itself, as it is everywhere outside HTML forms.
  * Returns whether every escape is whole. */
-static bool percent_decode(struct slice text, struct id_buffer *id)
-{
+static bool percent_decode(struct slice text, struct id_buffer *id) {
     id->n = 0;
     for (size_t i = 0; i < text.n; i++) {
         if (text.p[i] != '%') {
@@ -767,8 +675,7 @@ static bool percent_decode(struct slice text, struct id_buffer *id)
         }
         int high = text.n - i > 2 ? hex_value(text.p[i + 1]) : -1;
         int low = text.n - i > 2 ? hex_value(text.p[i + 2]) : -1;
-        if (high < 0 || low < 0)
-            return false;
+        if (high < 0 || low < 0) return false;
         id_put(id, (unsigned)(high << 4 | low));
         i += 2;
     }
@@ -776,8 +683,7 @@ static bool percent_decode(struct slice text, struct id_buffer *id)
 }
 
 /* Finds roomId in a query. One that is empty, broken or given twice is as good as none. */
-static enum reply_id read_room_id(struct slice query, struct id_buffer *id)
-{
+static enum reply_id read_room_id(struct slice query, struct id_buffer *id) {
     unsigned given = 0;
     bool usable = false, has_name = false;
     while (query.n > 0) {
@@ -790,32 +696,26 @@ static enum reply_id read_room_id(struct slice query, struct id_buffer *id)
             has_name = true; /* rooms have no names here, so none matches */
         }
     }
-    if (given == 1 && usable)
-        return REPLY_SUCCESS;
+    if (given == 1 && usable) return REPLY_SUCCESS;
     return has_name ? REPLY_ROOM_NOT_FOUND : REPLY_NO_ROOM_ID;
 }
 
 static enum reply_id find_room(struct api *api, const struct http_request *request,
-                               struct room *room)
-{
+                               struct room *room) {
     struct slice user;
-    if (!authenticate(api, request, &user))
-        return REPLY_UNAUTHORIZED;
+    if (!authenticate(api, request, &user)) return REPLY_UNAUTHORIZED;
     enum reply_id id = read_room_id(request->query, &room->id);
-    if (id != REPLY_SUCCESS)
-        return id;
+    if (id != REPLY_SUCCESS) return id;
     struct slice rid = {room->id.bytes, room->id.n};
     room->type = slice_is_id(rid) ? access_room_type(api->access, rid, user) : 0;
-    if (room->type == 0)
-        return REPLY_ROOM_NOT_FOUND;
+    if (room->type == 0) return REPLY_ROOM_NOT_FOUND;
     room->key_size = 0;
     enum store_result result = store_get(api->store, rid, room->key, &room->key_size);
     return result == STORE_OK || result == STORE_NONE ? REPLY_ROOM : REPLY_STORAGE;
 }
 
 static void answer_info(struct api *api, const struct http_request *request,
-                        struct api_reply *reply)
-{
+                        struct api_reply *reply) {
     struct room room;
     enum reply_id id = find_room(api, request, &room);
     if (id != REPLY_ROOM) {
@@ -836,8 +736,7 @@ static void answer_info(struct api *api, const struct http_request *request,
 /* ---- GET /healthz ---------------------------------------------------------------------------- */
 
 static void answer_health(struct api *api, const struct http_request *request,
-                          struct api_reply *reply)
-{
+                          struct api_reply *reply) {
     (void)request;
     reply_start(reply, store_has_failed(api->store) ? REPLY_UNHEALTHY : REPLY_HEALTHY);
 }
@@ -860,26 +759,20 @@ static const struct route routes[] = {
     {TEXT("*"), "GET, HEAD, POST, OPTIONS", NULL, NULL}, /* the server itself */
 };
 
-static const struct route *find_route(struct slice path)
-{
+static const struct route *find_route(struct slice path) {
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++)
-        if (slice_equal(path, routes[i].path))
-            return &routes[i];
+        if (slice_equal(path, routes[i].path)) return &routes[i];
     return NULL;
 }
 
 /* Methods are case-sensitive (RFC 9110, section 9.1). */
-static handler *find_handler(const struct route *route, struct slice method)
-{
-    if (slice_equal(method, SLICE("POST")))
-        return route->post;
-    if (slice_equal(method, SLICE("GET")) || slice_equal(method, SLICE("HEAD")))
-        return route->get;
+static handler *find_handler(const struct route *route, struct slice method) {
+    if (slice_equal(method, SLICE("POST"))) return route->post;
+    if (slice_equal(method, SLICE("GET")) || slice_equal(method, SLICE("HEAD"))) return route->get;
     return NULL;
 }
 
-void api_answer(struct api *api, const struct http_request *request, struct api_reply *reply)
-{
+void api_answer(struct api *api, const struct http_request *request, struct api_reply *reply) {
     const struct route *route = find_route(request->path);
     handler *answer = route != NULL ? find_handler(route, request->method) : NULL;
     if (answer != NULL) {
@@ -894,8 +787,7 @@ void api_answer(struct api *api, const struct http_request *request, struct api_
     reply->http.head_only = slice_equal(request->method, SLICE("HEAD"));
 }
 
-void api_refuse(int status, const char *why, struct api_reply *reply)
-{
+void api_refuse(int status, const char *why, struct api_reply *reply) {
     reply_begin(reply, REPLY_REFUSED);
     reply_add(reply, slice_of(why));
     reply_end(reply, REPLY_REFUSED);
@@ -903,7 +795,4 @@ void api_refuse(int status, const char *why, struct api_reply *reply)
     reply->http.retry_after_s = status == 503 ? RETRY_AFTER_S : 0;
 }
 
-void api_storage_unavailable(struct api_reply *reply)
-{
-    reply_start(reply, REPLY_STORAGE);
-}
+void api_storage_unavailable(struct api_reply *reply) { reply_start(reply, REPLY_STORAGE); }

@@ -17,8 +17,9 @@ struct api {
 };
 
 struct api_reply {
-    struct http_reply http; /* its body is constant or in .scratch: it lives as long as this struct */
-    uint64_t ticket;        /* what the reply rests on (store_set); 0: nothing, send it at once. If
+    struct http_reply
+        http;        /* its body is constant or in .scratch: it lives as long as this struct */
+    uint64_t ticket; /* what the reply rests on (store_set); 0: nothing, send it at once. If
                                the ticket fails, api_storage_unavailable is the reply instead */
     char scratch[API_MAX_BODY_BYTES];
 };

@@ -86,32 +86,23 @@ struct conn {
 /* ------------------------------------------------------------------------ lists and buffers */
 
 /* Milliseconds that a connection may stay in a state; -1 for ever. */
-static int64_t duration_ms(const struct conns *conns, enum conn_state state)
-{
+static int64_t duration_ms(const struct conns *conns, enum conn_state state) {
     switch (state) {
-    case CONN_IDLE:
-        return conns->is_draining ? 0 : CONN_IDLE_MS;
-    case CONN_HEAD:
-        return CONN_HEAD_MS;
-    case CONN_BODY:
-        return CONN_BODY_MS;
-    case CONN_WRITE:
-        return CONN_WRITE_MS;
-    case CONN_LINGER:
-        return CONN_LINGER_MS;
-    default:
-        return -1;
+    case CONN_IDLE: return conns->is_draining ? 0 : CONN_IDLE_MS;
+    case CONN_HEAD: return CONN_HEAD_MS;
+    case CONN_BODY: return CONN_BODY_MS;
+    case CONN_WRITE: return CONN_WRITE_MS;
+    case CONN_LINGER: return CONN_LINGER_MS;
+    default: return -1;
     }
 }
 
-static void list_remove(struct conn_list *list, struct conn *conn)
-{
+static void list_remove(struct conn_list *list, struct conn *conn) {
     *(conn->prev ? &conn->prev->next : &list->first) = conn->next;
     *(conn->next ? &conn->next->prev : &list->last) = conn->prev;
 }
 
-static void list_append(struct conn_list *list, struct conn *conn)
-{
+static void list_append(struct conn_list *list, struct conn *conn) {
     conn->prev = list->last;
     conn->next = NULL;
     *(list->last ? &list->last->next : &list->first) = conn;
@@ -120,54 +111,45 @@ static void list_append(struct conn_list *list, struct conn *conn)
 
 /* Puts a connection at the end of a state's list, also when it is in that list already: its time in
  * the state begins now. */
-static void enter(struct conns *conns, struct conn *conn, enum conn_state state)
-{
+static void enter(struct conns *conns, struct conn *conn, enum conn_state state) {
     list_remove(&conns->lists[conn->state], conn);
     conn->state = (uint8_t)state;
     conn->since_ms = conns->now_ms;
     list_append(&conns->lists[state], conn);
 }
 
-static void queue_write(struct conns *conns, struct conn *conn)
-{
-    if (conn->is_queued)
-        return;
+static void queue_write(struct conns *conns, struct conn *conn) {
+    if (conn->is_queued) return;
     conn->is_queued = true;
     conn->next_queued = NULL;
     *conns->to_write_end = conn;
     conns->to_write_end = &conn->next_queued;
 }
 
-static void close_conn(struct conns *conns, struct conn *conn)
-{
+static void close_conn(struct conns *conns, struct conn *conn) {
     conn->ticket = 0; /* what it stands for happens all the same; nobody is there to be told */
     enter(conns, conn, CONN_CLOSED);
 }
 
-bool source_watch(int epoll_fd, struct source *source, int operation, uint32_t events)
-{
+bool source_watch(int epoll_fd, struct source *source, int operation, uint32_t events) {
     struct epoll_event event = {.events = events, .data.ptr = source};
     return epoll_ctl(epoll_fd, operation, source->fd, &event) == 0;
 }
 
-static void watch_conn(struct conns *conns, struct conn *conn, uint32_t events)
-{
-    if (conn->watched == events)
-        return;
+static void watch_conn(struct conns *conns, struct conn *conn, uint32_t events) {
+    if (conn->watched == events) return;
     conn->watched = events;
     if (!source_watch(conns->epoll_fd, &conn->source, EPOLL_CTL_MOD, events))
         close_conn(conns, conn);
 }
 
-static size_t unsent(const struct conn *conn)
-{
+static size_t unsent(const struct conn *conn) {
     return conn->out ? conn->out->end - conn->out->begin : 0;
 }
 
 /* Room for n more bytes of replies. Returns where to put them, or NULL without memory: then the
  * connection closes, since its next reply cannot be given. */
-static char *reserve_out(struct conns *conns, struct conn *conn, size_t n)
-{
+static char *reserve_out(struct conns *conns, struct conn *conn, size_t n) {
     struct outbox *out = conn->out;
     size_t used = out ? out->end : 0;
     if (!out || out->capacity - used < n) {
@@ -177,8 +159,7 @@ static char *reserve_out(struct conns *conns, struct conn *conn, size_t n)
             close_conn(conns, conn);
             return NULL;
         }
-        if (!out)
-            grown->begin = grown->end = 0;
+        if (!out) grown->begin = grown->end = 0;
         grown->capacity = capacity;
         conn->out = grown;
     }
@@ -186,22 +167,18 @@ static char *reserve_out(struct conns *conns, struct conn *conn, size_t n)
 }
 
 /* The Date field's value, made anew once a second. */
-static const char *current_date(struct conns *conns)
-{
+static const char *current_date(struct conns *conns) {
     time_t now = time(NULL);
-    if (now != conns->date_s)
-        http_date(now, conns->date);
+    if (now != conns->date_s) http_date(now, conns->date);
     conns->date_s = now;
     return conns->date;
 }
 
 /* Adds the reply in conns->reply. */
-static void add_reply(struct conns *conns, struct conn *conn)
-{
+static void add_reply(struct conns *conns, struct conn *conn) {
     struct http_reply *reply = &conns->reply.http;
     char *to = reserve_out(conns, conn, HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n);
-    if (!to)
-        return;
+    if (!to) return;
     reply->close = conn->closing;
     conn->reply_begin = conn->out->end;
     conn->out->end += http_write_reply(to, reply, current_date(conns));
@@ -210,8 +187,7 @@ static void add_reply(struct conns *conns, struct conn *conn)
 }
 
 /* Ends a connection with an error reply. */
-static void refuse(struct conns *conns, struct conn *conn, int status, const char *why)
-{
+static void refuse(struct conns *conns, struct conn *conn, int status, const char *why) {
     api_refuse(status, why, &conns->reply);
     conn->closing = true;
     add_reply(conns, conn);
@@ -219,8 +195,7 @@ static void refuse(struct conns *conns, struct conn *conn, int status, const cha
 
 /* ------------------------------------------------------------------------ phase: read, parse, apply */
 
-static void answer(struct conns *conns, struct conn *conn, const struct http_request *request)
-{
+static void answer(struct conns *conns, struct conn *conn, const struct http_request *request) {
     enter(conns, conn, CONN_IDLE); /* the next request's time is its own */
     api_answer(&conns->api, request, &conns->reply);
     conn->closing = !request->keep_alive || conns->is_draining;
@@ -228,15 +203,13 @@ static void answer(struct conns *conns, struct conn *conn, const struct http_req
     add_reply(conns, conn);
 }
 
-static bool may_apply(const struct conn *conn)
-{
+static bool may_apply(const struct conn *conn) {
     return conn->state != CONN_CLOSED && !conn->ticket && !conn->closing &&
            unsent(conn) < OUT_LIMIT_BYTES;
 }
 
 /* Applies requests from an inbox until it has no whole one or the connection may not go on. */
-static void apply(struct conns *conns, struct conn *conn, struct inbox *in)
-{
+static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
     conn->has_input = false;
     while (may_apply(conn) && in->begin < in->end) {
         size_t size = in->end - in->begin;
@@ -252,11 +225,8 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in)
             }
             return;
         }
-        case HTTP_MORE:
-            return;
-        case HTTP_ERROR:
-            refuse(conns, conn, in->request.status, in->request.why);
-            return;
+        case HTTP_MORE: return;
+        case HTTP_ERROR: refuse(conns, conn, in->request.status, in->request.why); return;
         case HTTP_DONE:
             answer(conns, conn, &in->request);
             in->begin += in->request.size;
@@ -267,13 +237,11 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in)
 }
 
 /* An inbox of a connection's own that holds what is in `in`, with room for more. */
-static struct inbox *copy_inbox(const struct inbox *in)
-{
+static struct inbox *copy_inbox(const struct inbox *in) {
     size_t size = in->end - in->begin;
     size_t capacity = size + IN_FIRST_BYTES;
     struct inbox *copy = malloc(sizeof *copy + capacity);
-    if (!copy)
-        return NULL;
+    if (!copy) return NULL;
     copy->request = in->request;
     copy->begin = 0;
     copy->end = size;
@@ -283,27 +251,23 @@ static struct inbox *copy_inbox(const struct inbox *in)
 }
 
 /* Makes room to receive: moves the bytes to the front, and doubles a full inbox. */
-static struct inbox *make_room_in(struct inbox *in)
-{
+static struct inbox *make_room_in(struct inbox *in) {
     if (in->begin > 0) {
         memmove(in->bytes, in->bytes + in->begin, in->end - in->begin);
         in->end -= in->begin;
         in->begin = 0;
     }
-    if (in->end < in->capacity)
-        return in;
+    if (in->end < in->capacity) return in;
     size_t capacity = in->capacity * 2;
     if (capacity > HTTP_MAX_REQUEST_BYTES && in->end < HTTP_MAX_REQUEST_BYTES)
         capacity = HTTP_MAX_REQUEST_BYTES;
     struct inbox *larger = realloc(in, sizeof *in + capacity);
-    if (larger)
-        larger->capacity = capacity;
+    if (larger) larger->capacity = capacity;
     return larger;
 }
 
 /* Applies what is in the inbox (the connection's or the shared scratch) and keeps what is left. */
-static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox *in)
-{
+static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox *in) {
     apply(conns, conn, in);
     bool is_empty = in->begin == in->end;
     if (in == conn->in) {
@@ -321,8 +285,7 @@ static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox 
 }
 
 /* The client has shut its end: what it has asked for is still answered. */
-static void note_end(struct conns *conns, struct conn *conn)
-{
+static void note_end(struct conns *conns, struct conn *conn) {
     conn->peer_done = true;
     if (conn->state == CONN_LINGER)
         close_conn(conns, conn);
@@ -330,8 +293,7 @@ static void note_end(struct conns *conns, struct conn *conn)
         queue_write(conns, conn);
 }
 
-static void receive(struct conns *conns, struct conn *conn)
-{
+static void receive(struct conns *conns, struct conn *conn) {
     struct inbox *in = conns->scratch;
     if (conn->in) {
         in = make_room_in(conn->in);
@@ -343,8 +305,7 @@ static void receive(struct conns *conns, struct conn *conn)
     }
     ssize_t n = recv(conn->source.fd, in->bytes + in->end, in->capacity - in->end, 0);
     if (n < 0) {
-        if (errno != EAGAIN && errno != EINTR)
-            close_conn(conns, conn);
+        if (errno != EAGAIN && errno != EINTR) close_conn(conns, conn);
     } else if (n == 0) {
         note_end(conns, conn);
     } else if (conn->state != CONN_LINGER) { /* what a refused client still sends is dropped */
@@ -353,19 +314,15 @@ static void receive(struct conns *conns, struct conn *conn)
     }
 }
 
-void conns_handle_event(struct conns *conns, struct source *source, uint32_t events)
-{
+void conns_handle_event(struct conns *conns, struct source *source, uint32_t events) {
     struct conn *conn = (struct conn *)source;
-    if (conn->state == CONN_CLOSED)
-        return;
+    if (conn->state == CONN_CLOSED) return;
     if (events & (EPOLLERR | EPOLLHUP)) {
         close_conn(conns, conn); /* both ends are shut: nobody reads a reply */
         return;
     }
-    if (events & EPOLLOUT)
-        queue_write(conns, conn);
-    if (!(events & EPOLLIN))
-        return;
+    if (events & EPOLLOUT) queue_write(conns, conn);
+    if (!(events & EPOLLIN)) return;
     /* A connection that may not go on is looked away from, or this event would come back at once.
      * Only then: most of those who wait for a ticket send nothing meanwhile and cost no call. */
     if (conn->state == CONN_COMMIT || conn->state == CONN_WRITE || conn->peer_done)
@@ -375,15 +332,13 @@ void conns_handle_event(struct conns *conns, struct source *source, uint32_t eve
 }
 
 /* Requests that were received but held back, for a ticket or for replies to be taken first. */
-void conns_apply_held_back(struct conns *conns)
-{
+void conns_apply_held_back(struct conns *conns) {
     struct conn *conn = conns->with_input;
     conns->with_input = NULL;
     while (conn) {
         struct conn *next = conn->next_queued;
         conn->is_queued = false;
-        if (conn->state != CONN_CLOSED)
-            apply_and_keep(conns, conn, conn->in);
+        if (conn->state != CONN_CLOSED) apply_and_keep(conns, conn, conn->in);
         conn = next;
     }
 }
@@ -391,35 +346,29 @@ void conns_apply_held_back(struct conns *conns)
 /* ------------------------------------------------------------------------ phase: collect */
 
 /* Lets go on who waited for a ticket that has settled. */
-static void settle(struct conns *conns, struct conn *conn, bool ok)
-{
+static void settle(struct conns *conns, struct conn *conn, bool ok) {
     conn->ticket = 0;
     if (!ok) {
         api_storage_unavailable(&conns->reply);
         conn->out->end = conn->reply_begin;
         add_reply(conns, conn);
     }
-    if (conn->state != CONN_CLOSED)
-        enter(conns, conn, CONN_IDLE);
-    if (conn->has_input)
-        apply_and_keep(conns, conn, conn->in);
+    if (conn->state != CONN_CLOSED) enter(conns, conn, CONN_IDLE);
+    if (conn->has_input) apply_and_keep(conns, conn, conn->in);
     queue_write(conns, conn);
 }
 
-void conns_settle(struct conns *conns, const struct store_settled *settled)
-{
+void conns_settle(struct conns *conns, const struct store_settled *settled) {
     struct conn *next;
     for (struct conn *conn = conns->lists[CONN_COMMIT].first; conn; conn = next) {
         next = conn->next;
-        if (conn->ticket <= settled->up_to)
-            settle(conns, conn, settled->ok);
+        if (conn->ticket <= settled->up_to) settle(conns, conn, settled->ok);
     }
 }
 
 /* ------------------------------------------------------------------------ phase: deadlines */
 
-static void expire(struct conns *conns, struct conn *conn)
-{
+static void expire(struct conns *conns, struct conn *conn) {
     bool owes_reply = (conn->state == CONN_HEAD || conn->state == CONN_BODY) && conn->in &&
                       conn->in->request.begun;
     if (owes_reply)
@@ -432,10 +381,8 @@ static void expire(struct conns *conns, struct conn *conn)
 
 /* Judges those who have been in a state for too long. Who was ready at the last wait has been served
  * by now; so the moment that counts is the one before it, and only if the wait saw everybody. */
-void conns_check_deadlines(struct conns *conns)
-{
-    if (!conns->saw_all)
-        return;
+void conns_check_deadlines(struct conns *conns) {
+    if (!conns->saw_all) return;
     for (int state = 0; state < CONN_STATES; state++) {
         int64_t duration = duration_ms(conns, (enum conn_state)state);
         struct conn *conn;
@@ -448,18 +395,14 @@ void conns_check_deadlines(struct conns *conns)
 /* ------------------------------------------------------------------------ phase: write */
 
 /* Sends what may be sent. */
-static void send_replies(struct conns *conns, struct conn *conn)
-{
+static void send_replies(struct conns *conns, struct conn *conn) {
     struct outbox *out = conn->out;
     size_t end = conn->ticket ? conn->reply_begin : out->end;
     while (out->begin < end) {
         ssize_t n = send(conn->source.fd, out->bytes + out->begin, end - out->begin, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0 && errno != EAGAIN)
-            close_conn(conns, conn);
-        if (n < 0)
-            return;
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && errno != EAGAIN) close_conn(conns, conn);
+        if (n < 0) return;
         out->begin += (size_t)n;
     }
     if (out->begin == out->end) {
@@ -471,8 +414,7 @@ static void send_replies(struct conns *conns, struct conn *conn)
 /* Shuts our end after the last reply and waits for the client to shut its own. Closing at once while
  * the client still sends would reset the connection, and the reset may overtake the reply
  * (RFC 9112, 9.6). */
-static void linger(struct conns *conns, struct conn *conn)
-{
+static void linger(struct conns *conns, struct conn *conn) {
     if (conn->peer_done || shutdown(conn->source.fd, SHUT_WR) < 0) {
         close_conn(conns, conn);
         return;
@@ -485,14 +427,11 @@ static void linger(struct conns *conns, struct conn *conn)
 }
 
 /* Gives a connection the state that follows from what it holds. */
-static void choose_state(struct conns *conns, struct conn *conn)
-{
+static void choose_state(struct conns *conns, struct conn *conn) {
     if (conn->ticket) {
-        if (conn->state != CONN_COMMIT)
-            enter(conns, conn, CONN_COMMIT);
+        if (conn->state != CONN_COMMIT) enter(conns, conn, CONN_COMMIT);
     } else if (unsent(conn) > 0) {
-        if (conn->state != CONN_WRITE)
-            enter(conns, conn, CONN_WRITE);
+        if (conn->state != CONN_WRITE) enter(conns, conn, CONN_WRITE);
         watch_conn(conns, conn, EPOLLOUT);
     } else if (conn->closing) {
         linger(conns, conn);
@@ -506,14 +445,12 @@ static void choose_state(struct conns *conns, struct conn *conn)
         enum conn_state state = !conn->in                     ? CONN_IDLE
                                 : conn->in->request.head_done ? CONN_BODY
                                                               : CONN_HEAD;
-        if (conn->state != state)
-            enter(conns, conn, state);
+        if (conn->state != state) enter(conns, conn, state);
         watch_conn(conns, conn, EPOLLIN);
     }
 }
 
-void conns_write(struct conns *conns)
-{
+void conns_write(struct conns *conns) {
     struct conn *conn = conns->to_write;
     conns->to_write = NULL;
     conns->to_write_end = &conns->to_write;
@@ -521,10 +458,8 @@ void conns_write(struct conns *conns)
         struct conn *next = conn->next_queued;
         conn->is_queued = false;
         if (conn->state != CONN_CLOSED && conn->state != CONN_LINGER) {
-            if (conn->out)
-                send_replies(conns, conn);
-            if (conn->state != CONN_CLOSED)
-                choose_state(conns, conn);
+            if (conn->out) send_replies(conns, conn);
+            if (conn->state != CONN_CLOSED) choose_state(conns, conn);
         }
         conn = next;
     }
@@ -532,8 +467,7 @@ void conns_write(struct conns *conns)
 
 /* ------------------------------------------------------------------------ phase: close */
 
-unsigned conns_free_closed(struct conns *conns)
-{
+unsigned conns_free_closed(struct conns *conns) {
     struct conn *conn;
     unsigned freed = 0;
     while ((conn = conns->lists[CONN_CLOSED].first) != NULL) {
@@ -551,29 +485,24 @@ unsigned conns_free_closed(struct conns *conns)
 
 /* ------------------------------------------------------------------------ all of them */
 
-int conns_init(struct conns *conns)
-{
+int conns_init(struct conns *conns) {
     conns->to_write_end = &conns->to_write;
     conns->scratch = malloc(sizeof *conns->scratch + HTTP_MAX_REQUEST_BYTES);
-    if (!conns->scratch)
-        return -1;
+    if (!conns->scratch) return -1;
     conns->scratch->begin = conns->scratch->end = 0;
     conns->scratch->capacity = HTTP_MAX_REQUEST_BYTES;
     http_request_init(&conns->scratch->request);
     return 0;
 }
 
-void conns_free(struct conns *conns)
-{
+void conns_free(struct conns *conns) {
     for (int state = 0; state < CONN_CLOSED; state++)
-        while (conns->lists[state].first)
-            close_conn(conns, conns->lists[state].first);
+        while (conns->lists[state].first) close_conn(conns, conns->lists[state].first);
     conns_free_closed(conns);
     free(conns->scratch);
 }
 
-void conns_add(struct conns *conns, int fd, bool is_refusal)
-{
+void conns_add(struct conns *conns, int fd, bool is_refusal) {
     struct conn *conn = calloc(1, sizeof *conn);
     if (!conn) {
         close(fd);
@@ -593,11 +522,9 @@ void conns_add(struct conns *conns, int fd, bool is_refusal)
         refuse(conns, conn, 503, "too many connections");
 }
 
-int64_t conns_wake_ms(const struct conns *conns)
-{
+int64_t conns_wake_ms(const struct conns *conns) {
     int64_t wake_ms = INT64_MAX;
-    if (conns->with_input)
-        return 0;
+    if (conns->with_input) return 0;
     for (int state = 0; state < CONN_STATES; state++) {
         const struct conn *conn = conns->lists[state].first;
         int64_t duration = duration_ms(conns, (enum conn_state)state);

@@ -26,8 +26,8 @@
  *   Limits fit in by cutting the view: no step sees a byte past the _limit of its section.
  * - A step that asks for more has used up all bytes but, at most, one CR. So nothing is scanned
  *   twice, and one byte a call costs no more in sum than all bytes in one call.
- * - The head never moves within the buffer. A chunk moves once, down to the body's end; the gap that
- *   the framing leaves behind is closed only when the caller has to read more:
+ * - The head never moves within the buffer. A chunk moves once, down to the body's end; the gap
+ *   that the framing leaves behind is closed only when the caller has to read more:
  *
  *       [ head | joined body | framing, done with | _pos ...        during a call
  *       [ head | joined body | _pos ...                             after it, *size is smaller
@@ -74,51 +74,33 @@ static const unsigned char char_classes[256] = {
     /* clang-format on */
 };
 
-static inline bool is(char c, enum char_class wanted)
-{
+static inline bool is(char c, enum char_class wanted) {
     return (char_classes[(unsigned char)c] & wanted) != 0;
 }
 
-static inline bool is_digit(char c)
-{
-    return c >= '0' && c <= '9';
-}
+static inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
-static inline bool is_blank(char c)
-{
-    return c == ' ' || c == '\t';
-}
+static inline bool is_blank(char c) { return c == ' ' || c == '\t'; }
 
 /* Where the run of bytes of a class that begins at pos ends: at n or before. */
-static inline size_t span(const char *p, size_t pos, size_t n, enum char_class wanted)
-{
-    while (pos < n && is(p[pos], wanted))
-        pos++;
+static inline size_t span(const char *p, size_t pos, size_t n, enum char_class wanted) {
+    while (pos < n && is(p[pos], wanted)) pos++;
     return pos;
 }
 
 /* By hand: tolower asks the locale. */
-static inline char lower(char c)
-{
-    return c >= 'A' && c <= 'Z' ? (char)(c | 0x20) : c;
-}
+static inline char lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c | 0x20) : c; }
 
-bool http_equal_ignoring_case(struct slice a, struct slice b)
-{
-    if (a.n != b.n)
-        return false;
+bool http_equal_ignoring_case(struct slice a, struct slice b) {
+    if (a.n != b.n) return false;
     for (size_t i = 0; i < a.n; i++)
-        if (lower(a.p[i]) != lower(b.p[i]))
-            return false;
+        if (lower(a.p[i]) != lower(b.p[i])) return false;
     return true;
 }
 
-static struct slice trim(struct slice s)
-{
-    while (s.n > 0 && is_blank(s.p[0]))
-        s = (struct slice){s.p + 1, s.n - 1};
-    while (s.n > 0 && is_blank(s.p[s.n - 1]))
-        s.n--;
+static struct slice trim(struct slice s) {
+    while (s.n > 0 && is_blank(s.p[0])) s = (struct slice){s.p + 1, s.n - 1};
+    while (s.n > 0 && is_blank(s.p[s.n - 1])) s.n--;
     return s;
 }
 
@@ -161,30 +143,24 @@ enum step {
     STEP_ERROR, /* status and why are set */
 };
 
-static enum step refuse(struct http_request *request, int status, const char *why)
-{
+static enum step refuse(struct http_request *request, int status, const char *why) {
     request->status = status;
     request->why = why;
     return STEP_ERROR;
 }
 
-static enum step go(struct http_request *request, enum state state)
-{
+static enum step go(struct http_request *request, enum state state) {
     request->_state = (unsigned char)state;
     return STEP_ON;
 }
 
 /* Passes over CR LF. RFC 9112, 2.2 lets a recipient take a bare LF for it; whoever stands before us
  * may not, so we do not either. */
-static enum step pass_crlf(struct http_request *request, const char *p, size_t n)
-{
+static enum step pass_crlf(struct http_request *request, const char *p, size_t n) {
     size_t at = request->_pos;
-    if (at < n && p[at] != '\r')
-        return refuse(request, 400, "line does not end in CR LF");
-    if (n - at < 2)
-        return STEP_MORE;
-    if (p[at + 1] != '\n')
-        return refuse(request, 400, "CR without LF");
+    if (at < n && p[at] != '\r') return refuse(request, 400, "line does not end in CR LF");
+    if (n - at < 2) return STEP_MORE;
+    if (p[at + 1] != '\n') return refuse(request, 400, "CR without LF");
     request->_pos = at + 2;
     return STEP_ON;
 }
@@ -193,27 +169,21 @@ static enum step pass_crlf(struct http_request *request, const char *p, size_t n
 
 /* One empty line before a request is passed over, for old clients that end a body with one too many
  * (RFC 9112, 2.2). */
-static enum step start(struct http_request *request, const char *p, size_t n)
-{
-    if (request->_pos == n)
-        return STEP_MORE;
+static enum step start(struct http_request *request, const char *p, size_t n) {
+    if (request->_pos == n) return STEP_MORE;
     if (p[request->_pos] == '\r') {
         enum step step = pass_crlf(request, p, n);
-        if (step != STEP_ON)
-            return step;
+        if (step != STEP_ON) return step;
     }
     request->_method = (uint16_t)request->_pos;
     return go(request, METHOD);
 }
 
-static enum step method(struct http_request *request, const char *p, size_t n)
-{
-    if (request->_pos == n)
-        return STEP_MORE;
+static enum step method(struct http_request *request, const char *p, size_t n) {
+    if (request->_pos == n) return STEP_MORE;
     request->begun = true;
     request->_pos = span(p, request->_pos, n, IN_TOKEN);
-    if (request->_pos == n)
-        return STEP_MORE;
+    if (request->_pos == n) return STEP_MORE;
     request->_method_len = (uint16_t)(request->_pos - request->_method);
     if (p[request->_pos] != ' ' || request->_method_len == 0)
         return refuse(request, 400, "bad method");
@@ -222,14 +192,11 @@ static enum step method(struct http_request *request, const char *p, size_t n)
     return go(request, TARGET);
 }
 
-static enum step target(struct http_request *request, const char *p, size_t n)
-{
+static enum step target(struct http_request *request, const char *p, size_t n) {
     size_t too_far = request->_target + HTTP_MAX_TARGET_BYTES + 1u;
     request->_pos = span(p, request->_pos, n < too_far ? n : too_far, IN_TARGET);
-    if (request->_pos == too_far)
-        return refuse(request, 414, "target too long");
-    if (request->_pos == n)
-        return STEP_MORE;
+    if (request->_pos == too_far) return refuse(request, 414, "target too long");
+    if (request->_pos == n) return STEP_MORE;
     request->_target_len = (uint16_t)(request->_pos - request->_target);
     if (p[request->_pos] != ' ' || request->_target_len == 0)
         return refuse(request, 400, "bad request target");
@@ -240,54 +207,43 @@ static enum step target(struct http_request *request, const char *p, size_t n)
 
 /* Whether s is uri-host [ ":" port ] (RFC 3986, 3.2.2, without the IP addresses of the future). No
  * user information: RFC 9110, 4.2.4. */
-static bool is_host(struct slice s, bool needs_port)
-{
+static bool is_host(struct slice s, bool needs_port) {
     size_t end;
     if (s.n > 0 && s.p[0] == '[') {
         end = 1;
-        while (end < s.n && (is(s.p[end], IN_HEX) || s.p[end] == ':' || s.p[end] == '.'))
-            end++;
-        if (end == 1 || end == s.n || s.p[end] != ']')
-            return false;
+        while (end < s.n && (is(s.p[end], IN_HEX) || s.p[end] == ':' || s.p[end] == '.')) end++;
+        if (end == 1 || end == s.n || s.p[end] != ']') return false;
         end++;
     } else {
         end = span(s.p, 0, s.n, IN_HOST);
-        if (end == 0)
-            return false;
+        if (end == 0) return false;
     }
-    if (end == s.n)
-        return !needs_port;
+    if (end == s.n) return !needs_port;
     size_t digits = end + 1;
-    while (digits < s.n && is_digit(s.p[digits]))
-        digits++;
+    while (digits < s.n && is_digit(s.p[digits])) digits++;
     return s.p[end] == ':' && digits == s.n && (!needs_port || digits > end + 1);
 }
 
 /* How many bytes "http://" or "https://" takes at the start of s, or 0. */
-static size_t scheme_length(struct slice s)
-{
+static size_t scheme_length(struct slice s) {
     static const struct slice schemes[] = {{"http://", 7}, {"https://", 8}};
     for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++) {
         struct slice begin = {s.p, s.n < schemes[i].n ? s.n : schemes[i].n};
-        if (http_equal_ignoring_case(begin, schemes[i]))
-            return schemes[i].n;
+        if (http_equal_ignoring_case(begin, schemes[i])) return schemes[i].n;
     }
     return 0;
 }
 
 /* Where path and query begin in an absolute-form target (RFC 9112, 3.2.2), or 0 if it is none. The
  * host in it is not looked at further, like the one in the field: this server has one name. */
-static size_t authority_end(struct slice s)
-{
+static size_t authority_end(struct slice s) {
     size_t begin = scheme_length(s), end = begin;
-    while (end < s.n && s.p[end] != '/' && s.p[end] != '?')
-        end++;
+    while (end < s.n && s.p[end] != '/' && s.p[end] != '?') end++;
     return begin > 0 && is_host((struct slice){s.p + begin, end - begin}, false) ? end : 0;
 }
 
 /* Splits an origin-form or absolute-form target from byte skip on. */
-static void split_target(struct http_request *request, struct slice s, size_t skip)
-{
+static void split_target(struct http_request *request, struct slice s, size_t skip) {
     const char *mark = memchr(s.p + skip, '?', s.n - skip);
     size_t path_end = mark ? (size_t)(mark - s.p) : s.n;
     size_t query = mark ? path_end + 1 : s.n;
@@ -303,8 +259,7 @@ static void split_target(struct http_request *request, struct slice s, size_t sk
 }
 
 /* The four forms of a target, RFC 9112, 3.2.1 to 3.2.4. */
-static enum step judge_target(struct http_request *request, const char *p)
-{
+static enum step judge_target(struct http_request *request, const char *p) {
     struct slice m = {p + request->_method, request->_method_len};
     struct slice s = {p + request->_target, request->_target_len};
     bool is_connect = slice_equal(m, SLICE("CONNECT"));
@@ -324,8 +279,7 @@ static enum step judge_target(struct http_request *request, const char *p)
 /* The target is judged only after the version: another major version may have targets of its own,
  * and a client that begins with HTTP/2's "PRI * HTTP/2.0" is owed a 505. A minor version above 1
  * means 1.1 (RFC 9110, 2.5). */
-static enum step version(struct http_request *request, const char *p, size_t n)
-{
+static enum step version(struct http_request *request, const char *p, size_t n) {
     static const char pattern[] = "HTTP/1.1\r\n";
     const size_t major = 5, minor = 7, length = sizeof(pattern) - 1;
     for (; request->_pos < n && request->_pos < request->_line + length; request->_pos++) {
@@ -334,10 +288,8 @@ static enum step version(struct http_request *request, const char *p, size_t n)
         if (i == major || i == minor ? !is_digit(c) : c != pattern[i])
             return refuse(request, 400, "bad HTTP version");
     }
-    if (request->_pos < request->_line + length)
-        return STEP_MORE;
-    if (p[request->_line + major] != '1')
-        return refuse(request, 505, "HTTP version not supported");
+    if (request->_pos < request->_line + length) return STEP_MORE;
+    if (p[request->_line + major] != '1') return refuse(request, 505, "HTTP version not supported");
     request->is_http10 = p[request->_line + minor] == '0';
     return judge_target(request, p);
 }
@@ -346,60 +298,49 @@ static enum step version(struct http_request *request, const char *p, size_t n)
 
 /* Finds the next field called name, from number *i on, and leaves *i behind it. */
 static bool next_field(const struct http_request *request, struct slice name, unsigned *i,
-                       struct slice *value)
-{
+                       struct slice *value) {
     while (*i < request->_field_count) {
         const struct http_field *field = &request->_fields[(*i)++];
         struct slice found = {request->_base + field->name, field->name_len};
-        if (found.n != name.n || !http_equal_ignoring_case(found, name))
-            continue;
+        if (found.n != name.n || !http_equal_ignoring_case(found, name)) continue;
         *value = (struct slice){request->_base + field->value, field->value_len};
         return true;
     }
     return false;
 }
 
-unsigned http_field(const struct http_request *request, const char *name, struct slice *value)
-{
+unsigned http_field(const struct http_request *request, const char *name, struct slice *value) {
     struct slice other, wanted = slice_of(name);
     unsigned i = 0, count = 0;
     *value = (struct slice){"", 0};
     if (next_field(request, wanted, &i, value))
-        for (count = 1; next_field(request, wanted, &i, &other);)
-            count++;
+        for (count = 1; next_field(request, wanted, &i, &other);) count++;
     return count;
 }
 
 /* RFC 9112, 3.2: a host twice is how two servers are made to serve two different hosts. */
-static enum step judge_host(struct http_request *request)
-{
+static enum step judge_host(struct http_request *request) {
     struct slice host;
     unsigned count = http_field(request, "host", &host);
-    if (count > 1)
-        return refuse(request, 400, "more than one Host");
-    if (count == 0 && !request->is_http10)
-        return refuse(request, 400, "missing Host");
-    if (host.n > 0 && !is_host(host, false))
-        return refuse(request, 400, "bad Host");
+    if (count > 1) return refuse(request, 400, "more than one Host");
+    if (count == 0 && !request->is_http10) return refuse(request, 400, "missing Host");
+    if (host.n > 0 && !is_host(host, false)) return refuse(request, 400, "bad Host");
     return STEP_ON;
 }
 
 /* RFC 9110, 8.6 allows "5, 5" and the same field twice to be taken for one 5; we do not. */
-static enum step judge_length(struct http_request *request)
-{
+static enum step judge_length(struct http_request *request) {
     struct slice digits;
     unsigned count = http_field(request, "content-length", &digits);
     size_t length = 0;
     if (count > 1 || (count == 1 && digits.n == 0))
         return refuse(request, 400, "bad Content-Length");
     for (size_t i = 0; i < digits.n; i++) {
-        if (!is_digit(digits.p[i]))
-            return refuse(request, 400, "bad Content-Length");
+        if (!is_digit(digits.p[i])) return refuse(request, 400, "bad Content-Length");
         if (length <= HTTP_MAX_BODY_BYTES) /* past it the value no longer matters: no overflow */
             length = length * 10 + (size_t)(digits.p[i] - '0');
     }
-    if (length > HTTP_MAX_BODY_BYTES)
-        return refuse(request, 413, "body too large");
+    if (length > HTTP_MAX_BODY_BYTES) return refuse(request, 413, "body too large");
     request->_left = length;
     return STEP_ON;
 }
@@ -407,14 +348,11 @@ static enum step judge_length(struct http_request *request)
 /* Where the body ends: RFC 9112, 6.1 to 6.3. Both ways of saying it in one request are the classic
  * of request smuggling, and HTTP/1.0 has no chunks, so whoever sends them there passes on something
  * that it did not understand. */
-static enum step judge_framing(struct http_request *request)
-{
+static enum step judge_framing(struct http_request *request) {
     struct slice coding, length;
     unsigned codings = http_field(request, "transfer-encoding", &coding);
-    if (codings == 0)
-        return judge_length(request);
-    if (request->is_http10)
-        return refuse(request, 400, "Transfer-Encoding in HTTP/1.0");
+    if (codings == 0) return judge_length(request);
+    if (request->is_http10) return refuse(request, 400, "Transfer-Encoding in HTTP/1.0");
     if (http_field(request, "content-length", &length) > 0)
         return refuse(request, 400, "both Transfer-Encoding and Content-Length");
     if (codings > 1 || !http_equal_ignoring_case(coding, SLICE("chunked")))
@@ -424,8 +362,7 @@ static enum step judge_framing(struct http_request *request)
 }
 
 /* RFC 9110, 10.1.1. HTTP/1.0 clients do not know interim replies, so theirs is passed over. */
-static enum step judge_expectations(struct http_request *request)
-{
+static enum step judge_expectations(struct http_request *request) {
     struct slice value;
     for (unsigned i = 0; next_field(request, SLICE("expect"), &i, &value);) {
         if (!http_equal_ignoring_case(value, SLICE("100-continue")))
@@ -437,8 +374,7 @@ static enum step judge_expectations(struct http_request *request)
 }
 
 /* Takes the first element off a comma-separated list (RFC 9110, 5.6.1). */
-static struct slice next_element(struct slice *list)
-{
+static struct slice next_element(struct slice *list) {
     const char *comma = memchr(list->p, ',', list->n);
     size_t n = comma ? (size_t)(comma - list->p) : list->n;
     struct slice element = {list->p, n};
@@ -448,8 +384,7 @@ static struct slice next_element(struct slice *list)
 }
 
 /* RFC 9112, 9.3: close wins; otherwise 1.1 persists, and 1.0 where it asks for it. */
-static void judge_connection(struct http_request *request)
-{
+static void judge_connection(struct http_request *request) {
     bool close = false, keep_alive = false;
     struct slice list;
     for (unsigned i = 0; next_field(request, SLICE("connection"), &i, &list);) {
@@ -462,44 +397,35 @@ static void judge_connection(struct http_request *request)
     request->keep_alive = !close && (keep_alive || !request->is_http10);
 }
 
-static enum step begin_chunk_line(struct http_request *request)
-{
+static enum step begin_chunk_line(struct http_request *request) {
     request->_limit = request->_pos + HTTP_MAX_CHUNK_LINE_BYTES + sizeof("\r\n") - 1;
     return go(request, CHUNK_FIRST);
 }
 
 /* Judged when it is whole, the fields' order makes no difference to the answer. */
-static enum step end_head(struct http_request *request)
-{
+static enum step end_head(struct http_request *request) {
     request->head_done = true;
     request->_head_size = request->_pos;
     enum step step = judge_host(request);
-    if (step == STEP_ON)
-        step = judge_framing(request);
-    if (step == STEP_ON)
-        step = judge_expectations(request);
-    if (step != STEP_ON)
-        return step;
+    if (step == STEP_ON) step = judge_framing(request);
+    if (step == STEP_ON) step = judge_expectations(request);
+    if (step != STEP_ON) return step;
     judge_connection(request);
     request->_limit = UNLIMITED;
     return request->_chunked ? begin_chunk_line(request) : go(request, DATA);
 }
 
-static enum step field_start(struct http_request *request, const char *p, size_t n)
-{
-    if (request->_pos == n)
-        return STEP_MORE;
+static enum step field_start(struct http_request *request, const char *p, size_t n) {
+    if (request->_pos == n) return STEP_MORE;
     char c = p[request->_pos];
     if (c == '\r') {
         enum step step = pass_crlf(request, p, n);
-        if (step != STEP_ON)
-            return step;
+        if (step != STEP_ON) return step;
         return request->head_done ? STEP_DONE : end_head(request);
     }
     if (is_blank(c)) /* obs-fold, RFC 9112, 5.2; before the first field: 2.2 */
         return refuse(request, 400, "line begins with white space");
-    if (!is(c, IN_TOKEN))
-        return refuse(request, 400, "bad field name");
+    if (!is(c, IN_TOKEN)) return refuse(request, 400, "bad field name");
     if ((request->head_done ? request->_trailer_count : request->_field_count) == HTTP_MAX_FIELDS)
         return refuse(request, 431, "too many fields");
     request->_line = request->_pos;
@@ -507,19 +433,15 @@ static enum step field_start(struct http_request *request, const char *p, size_t
 }
 
 /* The colon follows at once: RFC 9112, 5.1 demands a 400 for white space before it. */
-static enum step field_name(struct http_request *request, const char *p, size_t n)
-{
+static enum step field_name(struct http_request *request, const char *p, size_t n) {
     request->_pos = span(p, request->_pos, n, IN_TOKEN);
-    if (request->_pos == n)
-        return STEP_MORE;
-    if (p[request->_pos] != ':')
-        return refuse(request, 400, "bad field name");
+    if (request->_pos == n) return STEP_MORE;
+    if (p[request->_pos] != ':') return refuse(request, 400, "bad field name");
     request->_colon = request->_pos++;
     return go(request, FIELD_VALUE);
 }
 
-static void record_field(struct http_request *request, const char *p, size_t end)
-{
+static void record_field(struct http_request *request, const char *p, size_t end) {
     size_t begin = request->_colon + 1;
     struct slice value = trim((struct slice){p + begin, end - begin});
     request->_fields[request->_field_count++] = (struct http_field){
@@ -530,14 +452,12 @@ static void record_field(struct http_request *request, const char *p, size_t end
     };
 }
 
-static enum step field_value(struct http_request *request, const char *p, size_t n)
-{
+static enum step field_value(struct http_request *request, const char *p, size_t n) {
     size_t end = request->_pos = span(p, request->_pos, n, IN_VALUE);
     if (end < n && p[end] != '\r' && p[end] != '\n')
         return refuse(request, 400, "control byte in a field value");
     enum step step = pass_crlf(request, p, n);
-    if (step != STEP_ON)
-        return step;
+    if (step != STEP_ON) return step;
     if (request->head_done)
         request->_trailer_count++; /* and that is all: nothing here needs what trailers say */
     else
@@ -547,38 +467,32 @@ static enum step field_value(struct http_request *request, const char *p, size_t
 
 /* ---- Body (RFC 9112, sections 6 and 7) ---------------------------------------------------- */
 
-static enum step data(struct http_request *request, char *p, size_t n)
-{
+static enum step data(struct http_request *request, char *p, size_t n) {
     size_t have = n - request->_pos;
     size_t bytes = have < request->_left ? have : request->_left;
     char *body_end = p + request->_head_size + request->_body_size;
-    if (request->_chunked)
-        memmove(body_end, p + request->_pos, bytes);
+    if (request->_chunked) memmove(body_end, p + request->_pos, bytes);
     request->_body_size += bytes;
     request->_pos += bytes;
     request->_left -= bytes;
-    if (request->_left > 0)
-        return STEP_MORE;
+    if (request->_left > 0) return STEP_MORE;
     return request->_chunked ? go(request, CHUNK_END) : STEP_DONE;
 }
 
 /* After a chunk's bytes. */
-static enum step chunk_end(struct http_request *request, const char *p, size_t n)
-{
+static enum step chunk_end(struct http_request *request, const char *p, size_t n) {
     enum step step = pass_crlf(request, p, n);
     return step == STEP_ON ? begin_chunk_line(request) : step;
 }
 
 /* The last chunk, of size 0, is followed by the trailers. */
-static enum step end_chunk_line(struct http_request *request)
-{
+static enum step end_chunk_line(struct http_request *request) {
     request->_limit = request->_left > 0 ? UNLIMITED : request->_pos + HTTP_MAX_HEAD_BYTES;
     return go(request, request->_left > 0 ? DATA : FIELD_START);
 }
 
 /* A digit more. Checked at every digit, the size cannot overflow. */
-static enum step add_size_digit(struct http_request *request, char c)
-{
+static enum step add_size_digit(struct http_request *request, char c) {
     unsigned digit = is_digit(c) ? (unsigned)(c - '0') : (unsigned)(lower(c) - 'a') + 10;
     request->_left = request->_left * 16 + digit;
     if (request->_left > HTTP_MAX_BODY_BYTES - request->_body_size)
@@ -588,63 +502,48 @@ static enum step add_size_digit(struct http_request *request, char c)
 
 /* What may follow a size or a whole extension. A bare LF does not: a server that takes it for the
  * line's end and one that takes it for part of an extension see different chunks. */
-static enum state after_extension(char c)
-{
+static enum state after_extension(char c) {
     return c == ';' ? EXT_NAME_WANTED : is_blank(c) ? EXT_WANTED : c == '\r' ? CHUNK_LF : CHUNK_BAD;
 }
 
 /* The state that a byte of a chunk's size line leads to, digits of the size apart. */
-static enum state next_in_chunk_line(enum state state, char c)
-{
+static enum state next_in_chunk_line(enum state state, char c) {
     switch (state) {
     case CHUNK_SIZE:
-    case EXT_QUOTED_ENDED:
-        return after_extension(c);
-    case EXT_WANTED:
-        return c == '\r' ? CHUNK_BAD : after_extension(c);
+    case EXT_QUOTED_ENDED: return after_extension(c);
+    case EXT_WANTED: return c == '\r' ? CHUNK_BAD : after_extension(c);
     case EXT_NAME_WANTED:
         return is_blank(c) ? EXT_NAME_WANTED : is(c, IN_TOKEN) ? EXT_NAME : CHUNK_BAD;
     case EXT_NAME:
-        if (is(c, IN_TOKEN))
-            return EXT_NAME;
+        if (is(c, IN_TOKEN)) return EXT_NAME;
         return c == '=' ? EXT_VALUE_WANTED : is_blank(c) ? EXT_NAME_ENDED : after_extension(c);
     case EXT_NAME_ENDED:
-        if (is_blank(c))
-            return EXT_NAME_ENDED;
+        if (is_blank(c)) return EXT_NAME_ENDED;
         return c == '=' ? EXT_VALUE_WANTED : c == ';' ? EXT_NAME_WANTED : CHUNK_BAD;
     case EXT_VALUE_WANTED:
-        if (is_blank(c))
-            return EXT_VALUE_WANTED;
+        if (is_blank(c)) return EXT_VALUE_WANTED;
         return c == '"' ? EXT_QUOTED : is(c, IN_TOKEN) ? EXT_TOKEN : CHUNK_BAD;
-    case EXT_TOKEN:
-        return is(c, IN_TOKEN) ? EXT_TOKEN : after_extension(c);
+    case EXT_TOKEN: return is(c, IN_TOKEN) ? EXT_TOKEN : after_extension(c);
     case EXT_QUOTED:
-        if (c == '"' || c == '\\')
-            return c == '"' ? EXT_QUOTED_ENDED : EXT_ESCAPED;
+        if (c == '"' || c == '\\') return c == '"' ? EXT_QUOTED_ENDED : EXT_ESCAPED;
         return is(c, IN_VALUE) ? EXT_QUOTED : CHUNK_BAD;
-    case EXT_ESCAPED:
-        return is(c, IN_VALUE) ? EXT_QUOTED : CHUNK_BAD;
-    default:
-        return CHUNK_BAD;
+    case EXT_ESCAPED: return is(c, IN_VALUE) ? EXT_QUOTED : CHUNK_BAD;
+    default: return CHUNK_BAD;
     }
 }
 
-static enum step chunk_line(struct http_request *request, const char *p, size_t n)
-{
+static enum step chunk_line(struct http_request *request, const char *p, size_t n) {
     while (request->_pos < n) {
         enum state state = (enum state)request->_state;
         char c = p[request->_pos++];
-        if (state == CHUNK_LF && c == '\n')
-            return end_chunk_line(request);
+        if (state == CHUNK_LF && c == '\n') return end_chunk_line(request);
         if ((state == CHUNK_FIRST || state == CHUNK_SIZE) && is(c, IN_HEX)) {
             enum step step = add_size_digit(request, c);
-            if (step != STEP_ON)
-                return step;
+            if (step != STEP_ON) return step;
             continue;
         }
         enum state next = next_in_chunk_line(state, c);
-        if (next == CHUNK_BAD)
-            return refuse(request, 400, "bad chunk size or extension");
+        if (next == CHUNK_BAD) return refuse(request, 400, "bad chunk size or extension");
         go(request, next);
     }
     return STEP_MORE;
@@ -652,62 +551,45 @@ static enum step chunk_line(struct http_request *request, const char *p, size_t 
 
 /* ---- The parser --------------------------------------------------------------------------- */
 
-void http_request_init(struct http_request *request)
-{
+void http_request_init(struct http_request *request) {
     /* The fields come last and are most of it; _field_count says which of them mean anything. */
     memset(request, 0, offsetof(struct http_request, _fields));
     request->_limit = HTTP_MAX_HEAD_BYTES;
 }
 
 /* One step; p[0..n) ends where the section has to. */
-static enum step take_step(struct http_request *request, char *p, size_t n)
-{
+static enum step take_step(struct http_request *request, char *p, size_t n) {
     switch ((enum state)request->_state) {
-    case START:
-        return start(request, p, n);
-    case METHOD:
-        return method(request, p, n);
-    case TARGET:
-        return target(request, p, n);
-    case VERSION:
-        return version(request, p, n);
-    case FIELD_START:
-        return field_start(request, p, n);
-    case FIELD_NAME:
-        return field_name(request, p, n);
-    case FIELD_VALUE:
-        return field_value(request, p, n);
-    case DATA:
-        return data(request, p, n);
-    case CHUNK_END:
-        return chunk_end(request, p, n);
-    default:
-        return chunk_line(request, p, n);
+    case START: return start(request, p, n);
+    case METHOD: return method(request, p, n);
+    case TARGET: return target(request, p, n);
+    case VERSION: return version(request, p, n);
+    case FIELD_START: return field_start(request, p, n);
+    case FIELD_NAME: return field_name(request, p, n);
+    case FIELD_VALUE: return field_value(request, p, n);
+    case DATA: return data(request, p, n);
+    case CHUNK_END: return chunk_end(request, p, n);
+    default: return chunk_line(request, p, n);
     }
 }
 
 /* All of a section's bytes are there, and it is still not complete. */
-static enum step refuse_section(struct http_request *request)
-{
-    if (request->_state >= CHUNK_FIRST)
-        return refuse(request, 400, "chunk extensions too long");
+static enum step refuse_section(struct http_request *request) {
+    if (request->_state >= CHUNK_FIRST) return refuse(request, 400, "chunk extensions too long");
     return refuse(request, 431, request->head_done ? "trailers too large" : "head too large");
 }
 
 /* Closes the gap between the joined body and what is still to be looked at: nothing, or one CR. */
-static void drop_framing(struct http_request *request, char *p, size_t *size)
-{
+static void drop_framing(struct http_request *request, char *p, size_t *size) {
     size_t joined = request->_head_size + request->_body_size;
     size_t gap = request->_pos - joined;
     memmove(p + joined, p + request->_pos, *size - request->_pos);
     request->_pos = joined;
-    if (request->_limit != UNLIMITED)
-        request->_limit -= gap;
+    if (request->_limit != UNLIMITED) request->_limit -= gap;
     *size -= gap;
 }
 
-static void fill_slices(struct http_request *request, const char *p)
-{
+static void fill_slices(struct http_request *request, const char *p) {
     request->method = (struct slice){p + request->_method, request->_method_len};
     request->path = (struct slice){p + request->_path, request->_path_len};
     request->query = (struct slice){p + request->_query, request->_query_len};
@@ -715,24 +597,20 @@ static void fill_slices(struct http_request *request, const char *p)
     request->size = request->_pos;
 }
 
-enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size)
-{
+enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size) {
     enum step step;
     request->_base = buffer;
     do {
         size_t n = *size < request->_limit ? *size : request->_limit;
         step = take_step(request, buffer, n);
     } while (step == STEP_ON);
-    if (step == STEP_MORE && *size >= request->_limit)
-        step = refuse_section(request);
-    if (step == STEP_ERROR)
-        return HTTP_ERROR;
+    if (step == STEP_MORE && *size >= request->_limit) step = refuse_section(request);
+    if (step == STEP_ERROR) return HTTP_ERROR;
     if (step == STEP_DONE) {
         fill_slices(request, buffer);
         return HTTP_DONE;
     }
-    if (!request->head_done)
-        return HTTP_MORE;
+    if (!request->head_done) return HTTP_MORE;
     drop_framing(request, buffer, size);
     bool waits = request->_expects_continue;
     request->_expects_continue = false;
@@ -741,8 +619,7 @@ enum http_progress http_parse(struct http_request *request, char *buffer, size_t
 
 /* ---- Replies ------------------------------------------------------------------------------ */
 
-const char *http_reason(int status)
-{
+const char *http_reason(int status) {
     static const struct {
         int status;
         const char *reason;
@@ -764,22 +641,18 @@ const char *http_reason(int status)
         {505, "HTTP Version Not Supported"},
     };
     for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
-        if (reasons[i].status == status)
-            return reasons[i].reason;
+        if (reasons[i].status == status) return reasons[i].reason;
     return "";
 }
 
 /* Appends s at out and returns where the next byte goes. Inlined, so that for a literal it becomes
  * a few stores; this and no printf, since a reply's head is written for every request. */
-static inline char *append(char *out, struct slice s)
-{
-    if (s.n > 0)
-        memcpy(out, s.p, s.n);
+static inline char *append(char *out, struct slice s) {
+    if (s.n > 0) memcpy(out, s.p, s.n);
     return out + s.n;
 }
 
-static char *append_number(char *out, size_t number)
-{
+static char *append_number(char *out, size_t number) {
     char digits[20]; /* of 2^64 - 1 */
     size_t i = sizeof(digits);
     do {
@@ -790,22 +663,18 @@ static char *append_number(char *out, size_t number)
 }
 
 /* Writes number's last digits, leading zeros too. */
-static void write_digits(char *out, unsigned digits, unsigned number)
-{
-    for (unsigned i = digits; i > 0; i--, number /= 10)
-        out[i - 1] = (char)('0' + number % 10);
+static void write_digits(char *out, unsigned digits, unsigned number) {
+    for (unsigned i = digits; i > 0; i--, number /= 10) out[i - 1] = (char)('0' + number % 10);
 }
 
-static bool is_leap_year(unsigned year)
-{
+static bool is_leap_year(unsigned year) {
     return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
 }
 
 /* By hand, for once a second: strftime's names follow the locale, and the first gmtime_r of a
- * process opens the time zone file. A clock outside 1970 to 9999, where the format ends, is shown as
- * the nearest date that there is. */
-void http_date(time_t now, char date[HTTP_DATE_BYTES])
-{
+ * process opens the time zone file. A clock outside 1970 to 9999, where the format ends, is shown
+ * as the nearest date that there is. */
+void http_date(time_t now, char date[HTTP_DATE_BYTES]) {
     static const char weekdays[] = "ThuFriSatSunMonTueWed"; /* 1 January 1970 was a Thursday */
     static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
     static const unsigned char month_days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
@@ -814,8 +683,7 @@ void http_date(time_t now, char date[HTTP_DATE_BYTES])
     unsigned seconds = (unsigned)(clock % 86400), days = (unsigned)(clock / 86400);
     unsigned weekday = days % 7, year = 1970, month = 0, length;
 
-    for (; days >= (length = is_leap_year(year) ? 366 : 365); year++)
-        days -= length;
+    for (; days >= (length = is_leap_year(year) ? 366 : 365); year++) days -= length;
     for (; days >= (length = month == 1 && is_leap_year(year) ? 29u : month_days[month]); month++)
         days -= length;
 
@@ -830,8 +698,7 @@ void http_date(time_t now, char date[HTTP_DATE_BYTES])
 }
 
 /* Each line is begun with the CR LF of the one before it: one append fewer a line. */
-static char *append_status_and_date(char *out, int status, const char *date)
-{
+static char *append_status_and_date(char *out, int status, const char *date) {
     out = append(out, SLICE("HTTP/1.1 "));
     out = append_number(out, (size_t)status);
     out = append(out, SLICE(" "));
@@ -841,8 +708,7 @@ static char *append_status_and_date(char *out, int status, const char *date)
 }
 
 /* The fields that few replies have. */
-static char *append_rare_fields(char *out, const struct http_reply *reply)
-{
+static char *append_rare_fields(char *out, const struct http_reply *reply) {
     if (reply->allow) {
         out = append(out, SLICE("\r\nAllow: "));
         out = append(out, slice_of(reply->allow));
@@ -858,8 +724,7 @@ static char *append_rare_fields(char *out, const struct http_reply *reply)
     return out;
 }
 
-size_t http_write_reply(char *out, const struct http_reply *reply, const char *date)
-{
+size_t http_write_reply(char *out, const struct http_reply *reply, const char *date) {
     bool has_content = reply->status != 204; /* RFC 9110, 8.6: no Content-Length with it either */
     char *end = append_status_and_date(out, reply->status, date);
     if (has_content && reply->media_type.n > 0) {
@@ -870,11 +735,9 @@ size_t http_write_reply(char *out, const struct http_reply *reply, const char *d
         end = append(end, SLICE("\r\nContent-Length: "));
         end = append_number(end, reply->body.n);
     }
-    if (reply->is_private)
-        end = append(end, SLICE("\r\nCache-Control: no-store"));
+    if (reply->is_private) end = append(end, SLICE("\r\nCache-Control: no-store"));
     end = append_rare_fields(end, reply);
     end = append(end, SLICE("\r\n\r\n"));
-    if (has_content && !reply->head_only)
-        end = append(end, reply->body);
+    if (has_content && !reply->head_only) end = append(end, reply->body);
     return (size_t)(end - out);
 }

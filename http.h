@@ -26,7 +26,7 @@
 /* What http_parse found. */
 enum http_progress {
     HTTP_MORE,     /* the request is not complete: read more, call again */
-    HTTP_CONTINUE, /* as HTTP_MORE, and the client waits for HTTP_100_CONTINUE; said once a request */
+    HTTP_CONTINUE, /* as HTTP_MORE, and the client waits for HTTP_100_CONTINUE; once a request */
     HTTP_DONE,     /* the request is complete */
     HTTP_ERROR,    /* reply with .status and .why, then close: nothing after this can be trusted */
 };
@@ -52,8 +52,8 @@ struct http_request {
     int status;
     const char *why;
 
-    /* Any time: the request has begun (so a silent client is owed a 408; an empty line before it does
-     * not count), and its head is complete (so it is the body that is waited for). */
+    /* Any time: the request has begun (so a silent client is owed a 408; an empty line before it
+     * does not count), and its head is complete (so it is the body that is waited for). */
     bool begun;
     bool head_done;
 
@@ -78,10 +78,10 @@ void http_request_init(struct http_request *request);
 
 /* Parses buffer[0..*size), where buffer[0] is the request's first byte, and buffer[0..*size) begins
  * with all that the previous call left there. Joins chunks in place: as long as the request is not
- * complete, *size shrinks by the framing that is dropped. What follows a complete request stays where
- * it is, in buffer[request->size..*size). Work is linear in the bytes that are new. Never blocks,
- * allocates nothing. After HTTP_DONE or HTTP_ERROR the request has to be made ready again before the
- * next call. */
+ * complete, *size shrinks by the framing that is dropped. What follows a complete request stays
+ * where it is, in buffer[request->size..*size). Work is linear in the bytes that are new. Never
+ * blocks, allocates nothing. After HTTP_DONE or HTTP_ERROR the request has to be made ready again
+ * before the next call. */
 enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size);
 
 /* How often the field called name (in lower case) occurs in a complete request; *value is the first
@@ -113,13 +113,13 @@ const char *http_reason(int status);
 #define HTTP_DATE_BYTES 30
 void http_date(time_t now, char date[HTTP_DATE_BYTES]);
 
-/* Longest head that http_write_reply writes, in bytes, as long as media_type and allow together stay
- * under HTTP_MAX_REPLY_TEXT_BYTES. */
+/* Longest head that http_write_reply writes, in bytes, as long as media_type and allow together
+ * stay under HTTP_MAX_REPLY_TEXT_BYTES. */
 #define HTTP_MAX_REPLY_HEAD_BYTES 512
 #define HTTP_MAX_REPLY_TEXT_BYTES 256
 
-/* Writes the reply to out, which has room for HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n. Returns the
- * bytes written. Cannot fail. */
+/* Writes the reply to out, which has room for HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n. Returns
+ * the bytes written. Cannot fail. */
 size_t http_write_reply(char *out, const struct http_reply *reply, const char *date);
 
 #endif

@@ -32,11 +32,9 @@ struct address {
 };
 
 /* Reads unix:PATH. */
-static bool parse_unix(const char *path, struct address *address)
-{
+static bool parse_unix(const char *path, struct address *address) {
     size_t size = strlen(path);
-    if (size == 0 || size >= sizeof address->un.sun_path)
-        return false;
+    if (size == 0 || size >= sizeof address->un.sun_path) return false;
     address->un.sun_family = AF_UNIX;
     memcpy(address->un.sun_path, path, size);
     address->size = sizeof address->un;
@@ -44,21 +42,17 @@ static bool parse_unix(const char *path, struct address *address)
 }
 
 /* Reads ADDR:PORT, [ADDR]:PORT or unix:PATH. */
-static bool parse_address(const char *text, struct address *address)
-{
+static bool parse_address(const char *text, struct address *address) {
     memset(address, 0, sizeof *address);
-    if (strncmp(text, "unix:", 5) == 0)
-        return parse_unix(text + 5, address);
+    if (strncmp(text, "unix:", 5) == 0) return parse_unix(text + 5, address);
     char host[INET6_ADDRSTRLEN + 2], *end;
     const char *colon = strrchr(text, ':');
     size_t size = colon ? (size_t)(colon - text) : 0;
-    if (size == 0 || size >= sizeof host || colon[1] < '0' || colon[1] > '9')
-        return false;
+    if (size == 0 || size >= sizeof host || colon[1] < '0' || colon[1] > '9') return false;
     memcpy(host, text, size);
     host[size] = '\0';
     unsigned long port = strtoul(colon + 1, &end, 10);
-    if (*end || port > UINT16_MAX)
-        return false;
+    if (*end || port > UINT16_MAX) return false;
     if (host[0] == '[' && host[size - 1] == ']') {
         host[size - 1] = '\0';
         address->in6.sin6_family = AF_INET6;
@@ -73,14 +67,11 @@ static bool parse_address(const char *text, struct address *address)
 }
 
 /* Removes a socket that nobody listens on any more. Returns whether the path is free now. */
-static bool remove_stale_socket(const struct sockaddr_un *un)
-{
+static bool remove_stale_socket(const struct sockaddr_un *un) {
     struct stat status;
-    if (lstat(un->sun_path, &status) < 0 || !S_ISSOCK(status.st_mode))
-        return false;
+    if (lstat(un->sun_path, &status) < 0 || !S_ISSOCK(status.st_mode)) return false;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return false;
+    if (fd < 0) return false;
     bool is_refused =
         connect(fd, (const struct sockaddr *)un, sizeof *un) < 0 && errno == ECONNREFUSED;
     close(fd);
@@ -88,8 +79,7 @@ static bool remove_stale_socket(const struct sockaddr_un *un)
     return is_refused && unlink(un->sun_path) == 0;
 }
 
-static int bind_and_listen(int fd, const struct address *address)
-{
+static int bind_and_listen(int fd, const struct address *address) {
     const struct sockaddr *name = (const struct sockaddr *)&address->any;
     int on = 1, family = name->sa_family;
     if (family != AF_UNIX) {
@@ -97,22 +87,19 @@ static int bind_and_listen(int fd, const struct address *address)
         /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it back. */
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     }
-    if (family == AF_INET6)
-        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+    if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
     int result = bind(fd, name, address->size);
     if (result < 0 && errno == EADDRINUSE && family == AF_UNIX && remove_stale_socket(&address->un))
         result = bind(fd, name, address->size);
     return result < 0 ? -1 : listen(fd, LISTEN_BACKLOG);
 }
 
-bool listen_is_address(const char *text)
-{
+bool listen_is_address(const char *text) {
     struct address address;
     return parse_address(text, &address);
 }
 
-int listen_open(struct listener *listener, const char *text)
-{
+int listen_open(struct listener *listener, const char *text) {
     struct address address;
     if (!parse_address(text, &address)) {
         errno = EINVAL;
@@ -120,8 +107,7 @@ int listen_open(struct listener *listener, const char *text)
     }
     *listener = (struct listener){.fd = -1};
     int fd = socket(address.any.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return -1;
+    if (fd < 0) return -1;
     if (bind_and_listen(fd, &address) < 0) {
         int error = errno;
         close(fd);
@@ -138,8 +124,7 @@ int listen_open(struct listener *listener, const char *text)
     return 0;
 }
 
-void listen_name(const struct listener *listener, char name[LISTEN_NAME_BYTES])
-{
+void listen_name(const struct listener *listener, char name[LISTEN_NAME_BYTES]) {
     struct address address = {.size = sizeof address.any};
     char host[INET6_ADDRSTRLEN] = "?";
     if (listener->unix_path[0]) {
@@ -156,8 +141,7 @@ void listen_name(const struct listener *listener, char name[LISTEN_NAME_BYTES])
     }
 }
 
-void listen_close(struct listener *listener)
-{
+void listen_close(struct listener *listener) {
     struct stat status;
     close(listener->fd);
     if (listener->unix_path[0] && lstat(listener->unix_path, &status) == 0 &&

@@ -9,7 +9,7 @@
 #include <sys/un.h>
 
 struct listener {
-    int fd; /* non-blocking, close-on-exec */
+    int fd;                                                    /* non-blocking, close-on-exec */
     char unix_path[sizeof((struct sockaddr_un *)0)->sun_path]; /* "" for TCP */
     dev_t unix_dev;
     ino_t unix_ino; /* to unlink at the end only what is still ours */

@@ -23,8 +23,7 @@
 #define LOG_MAGIC      "roomkeyd keys.log "
 #define LOG_VERSION    1
 
-int log_fail(struct log_failure why, const char *format, ...)
-{
+int log_fail(struct log_failure why, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vsnprintf(why.text, why.size, format, args);
@@ -33,8 +32,7 @@ int log_fail(struct log_failure why, const char *format, ...)
 }
 
 #if defined(__x86_64__)
-__attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(struct slice bytes)
-{
+__attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(struct slice bytes) {
     uint64_t crc = 0xFFFFFFFF;
     for (; bytes.n >= 8; bytes.p += 8, bytes.n -= 8) {
         uint64_t word;
@@ -48,11 +46,9 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(struct slice byte
 #endif
 
 /* CRC-32C (Castagnoli): the reflected polynomial 0x82F63B78, as in RFC 3720, appendix B.4. */
-static uint32_t crc32c(struct slice bytes)
-{
+static uint32_t crc32c(struct slice bytes) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("sse4.2"))
-        return crc32c_sse42(bytes);
+    if (__builtin_cpu_supports("sse4.2")) return crc32c_sse42(bytes);
 #endif
     static const uint32_t nibble[16] = {0x00000000, 0x105EC76F, 0x20BD8EDE, 0x30E349B1,
                                         0x417B1DBC, 0x5125DAD3, 0x61C69362, 0x7198540D,
@@ -68,48 +64,40 @@ static uint32_t crc32c(struct slice bytes)
 }
 
 /* The put_ functions write at out and return where the next byte goes. */
-static char *put_hex(char *out, uint64_t value, int digits)
-{
+static char *put_hex(char *out, uint64_t value, int digits) {
     for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4)
         *out++ = "0123456789abcdef"[value >> shift & 15];
     return out;
 }
 
-static char *put_offset(char *out, uint64_t value)
-{
+static char *put_offset(char *out, uint64_t value) {
     int digits = 1;
-    while (digits < 16 && value >> (4 * digits) != 0)
-        digits++;
+    while (digits < 16 && value >> (4 * digits) != 0) digits++;
     return put_hex(out, value, digits);
 }
 
-static char *put_decimal(char *out, uint64_t value)
-{
+static char *put_decimal(char *out, uint64_t value) {
     char digits[20];
     size_t n = 0;
-    do
-        digits[sizeof digits - ++n] = (char)('0' + value % 10);
+    do digits[sizeof digits - ++n] = (char)('0' + value % 10);
     while ((value /= 10) != 0);
     memcpy(out, digits + sizeof digits - n, n);
     return out + n;
 }
 
-size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES])
-{
+size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
     char *start = out;
     for (size_t i = 0; i < id.n; i++) {
         char c = id.p[i];
         char letter = c == '\t' ? 't' : c == '\n' ? 'n' : c == '\r' ? 'r' : c == '\\' ? '\\' : 0;
-        if (letter)
-            *out++ = '\\';
+        if (letter) *out++ = '\\';
         *out++ = letter ? letter : c;
     }
     return (size_t)(out - start);
 }
 
 /* The byte that the letter after a backslash stands for, or 0 if it is none of log_escape's. */
-static char unescaped_letter(char letter)
-{
+static char unescaped_letter(char letter) {
     return letter == 't'    ? '\t'
            : letter == 'n'  ? '\n'
            : letter == 'r'  ? '\r'
@@ -117,30 +105,24 @@ static char unescaped_letter(char letter)
                             : 0;
 }
 
-size_t log_unescape(struct slice field, char out[ID_MAX_BYTES])
-{
+size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
     size_t n = 0;
     for (size_t i = 0; i < field.n; i++) {
         char c = field.p[i];
-        if (c == '\t' || c == '\n' || c == '\r')
-            return 0; /* these are always escaped */
-        if (c == '\\' && (++i == field.n || !(c = unescaped_letter(field.p[i]))))
-            return 0;
-        if (n == ID_MAX_BYTES)
-            return 0;
+        if (c == '\t' || c == '\n' || c == '\r') return 0; /* these are always escaped */
+        if (c == '\\' && (++i == field.n || !(c = unescaped_letter(field.p[i])))) return 0;
+        if (n == ID_MAX_BYTES) return 0;
         out[n++] = c;
     }
     return n;
 }
 
-static char *put_slice(char *out, struct slice bytes)
-{
+static char *put_slice(char *out, struct slice bytes) {
     memcpy(out, bytes.p, bytes.n);
     return out + bytes.n;
 }
 
-size_t log_format(const struct log_line *line, char start[LOG_LINE_MAX_BYTES])
-{
+size_t log_format(const struct log_line *line, char start[LOG_LINE_MAX_BYTES]) {
     char *covered = start + CRC_CHARS + 1;
     char *out = put_offset(covered, line->batch);
     if (line->is_seal) {
@@ -161,8 +143,7 @@ size_t log_format(const struct log_line *line, char start[LOG_LINE_MAX_BYTES])
     return (size_t)(out - start);
 }
 
-const char *log_fault_text(enum log_fault fault)
-{
+const char *log_fault_text(enum log_fault fault) {
     static const char *const text[] = {
         [LOG_VALID] = "it is valid",
         [LOG_BAD_CHECKSUM] = "its checksum does not match",
@@ -176,8 +157,7 @@ const char *log_fault_text(enum log_fault fault)
 }
 
 /* Cuts the bytes up to the next tab (or the end) off *rest and returns them. */
-static struct slice next_field(struct slice *rest)
-{
+static struct slice next_field(struct slice *rest) {
     const char *tab = rest->n ? memchr(rest->p, '\t', rest->n) : NULL;
     struct slice field = {rest->p, tab ? (size_t)(tab - rest->p) : rest->n};
     size_t used = field.n + (tab ? 1 : 0);
@@ -186,40 +166,33 @@ static struct slice next_field(struct slice *rest)
 }
 
 /* Reads a hex number as put_hex and put_offset write it. */
-static bool read_hex(struct slice digits, uint64_t *value)
-{
-    if (digits.n == 0 || digits.n > 16)
-        return false;
+static bool read_hex(struct slice digits, uint64_t *value) {
+    if (digits.n == 0 || digits.n > 16) return false;
     *value = 0;
     for (size_t i = 0; i < digits.n; i++) {
         char c = digits.p[i];
-        if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')))
-            return false;
+        if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'))) return false;
         *value = *value << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
     }
     return true;
 }
 
-static bool read_decimal(struct slice digits, uint64_t *value)
-{
+static bool read_decimal(struct slice digits, uint64_t *value) {
     *value = 0;
     for (size_t i = 0; i < digits.n; i++) {
         unsigned digit = (unsigned)digits.p[i] - '0';
-        if (digit > 9 || *value > (UINT64_MAX - digit) / 10)
-            return false;
+        if (digit > 9 || *value > (UINT64_MAX - digit) / 10) return false;
         *value = *value * 10 + digit;
     }
     return digits.n > 0 && (digits.n == 1 || digits.p[0] != '0');
 }
 
-static bool is_escaped_id(struct slice field)
-{
+static bool is_escaped_id(struct slice field) {
     char id[ID_MAX_BYTES];
     return log_unescape(field, id) > 0;
 }
 
-enum log_fault log_parse(struct slice text, struct log_line *line)
-{
+enum log_fault log_parse(struct slice text, struct log_line *line) {
     uint64_t crc;
     struct slice rest = text;
     struct slice field = next_field(&rest);
@@ -227,16 +200,12 @@ enum log_fault log_parse(struct slice text, struct log_line *line)
     if (field.n != CRC_CHARS || !read_hex(field, &crc) || crc != crc32c(rest))
         return LOG_BAD_CHECKSUM;
     field = next_field(&rest);
-    if (!read_hex(field, &line->batch) || field.p[0] == '0')
-        return LOG_BAD_FIELDS;
+    if (!read_hex(field, &line->batch) || field.p[0] == '0') return LOG_BAD_FIELDS;
     field = next_field(&rest);
     line->is_seal = slice_equal(field, SLICE("-"));
-    if (line->is_seal)
-        return rest.n == 0 ? LOG_VALID : LOG_BAD_FIELDS;
-    if (!slice_equal(field, SLICE("S")))
-        return LOG_NEWER;
-    if (!read_decimal(next_field(&rest), &line->time_ms))
-        return LOG_BAD_FIELDS;
+    if (line->is_seal) return rest.n == 0 ? LOG_VALID : LOG_BAD_FIELDS;
+    if (!slice_equal(field, SLICE("S"))) return LOG_NEWER;
+    if (!read_decimal(next_field(&rest), &line->time_ms)) return LOG_BAD_FIELDS;
     line->user = next_field(&rest);
     line->room = next_field(&rest);
     line->key = rest;
@@ -247,32 +216,24 @@ enum log_fault log_parse(struct slice text, struct log_line *line)
 
 /* ------------------------------------------------------------------------ system calls made whole */
 
-ssize_t log_read_at(int fd, char *buffer, size_t size, uint64_t offset)
-{
+ssize_t log_read_at(int fd, char *buffer, size_t size, uint64_t offset) {
     size_t done = 0;
     while (done < size) {
         ssize_t n = pread(fd, buffer + done, size - done, (off_t)(offset + done));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -1;
-        if (n == 0)
-            break;
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return -1;
+        if (n == 0) break;
         done += (size_t)n;
     }
     return (ssize_t)done;
 }
 
-int log_write_at(int fd, struct slice bytes, uint64_t offset)
-{
+int log_write_at(int fd, struct slice bytes, uint64_t offset) {
     while (bytes.n > 0) {
         ssize_t n = pwrite(fd, bytes.p, bytes.n, (off_t)offset);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n == 0)
-            errno = EIO; /* POSIX gives it no meaning; going on could go on for ever */
-        if (n <= 0)
-            return -1;
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO; /* POSIX gives it no meaning; going on could go on for ever */
+        if (n <= 0) return -1;
         bytes.p += n;
         bytes.n -= (size_t)n;
         offset += (uint64_t)n;
@@ -281,43 +242,34 @@ int log_write_at(int fd, struct slice bytes, uint64_t offset)
 }
 
 /* Some file systems let a signal interrupt these three. */
-int log_sync_data(int fd)
-{
+int log_sync_data(int fd) {
     int result;
-    do
-        result = fdatasync(fd);
+    do result = fdatasync(fd);
     while (result < 0 && errno == EINTR);
     return result;
 }
 
-int log_sync_all(int fd)
-{
+int log_sync_all(int fd) {
     int result;
-    do
-        result = fsync(fd);
+    do result = fsync(fd);
     while (result < 0 && errno == EINTR);
     return result;
 }
 
-int log_cut(int fd, uint64_t size)
-{
+int log_cut(int fd, uint64_t size) {
     int result;
-    do
-        result = ftruncate(fd, (off_t)size);
+    do result = ftruncate(fd, (off_t)size);
     while (result < 0 && errno == EINTR);
     return result;
 }
 
-int log_copy(int from_fd, int to_fd, uint64_t from, uint64_t to, uint64_t at)
-{
+int log_copy(int from_fd, int to_fd, uint64_t from, uint64_t to, uint64_t at) {
     char block[16384];
     while (from < to) {
         size_t want = to - from < sizeof block ? (size_t)(to - from) : sizeof block;
         ssize_t n = log_read_at(from_fd, block, want, from);
-        if (n == 0)
-            errno = EIO; /* the file has become shorter under our lock */
-        if (n <= 0 || log_write_at(to_fd, (struct slice){block, (size_t)n}, at) < 0)
-            return -1;
+        if (n == 0) errno = EIO; /* the file has become shorter under our lock */
+        if (n <= 0 || log_write_at(to_fd, (struct slice){block, (size_t)n}, at) < 0) return -1;
         from += (uint64_t)n;
         at += (uint64_t)n;
     }
@@ -327,37 +279,30 @@ int log_copy(int from_fd, int to_fd, uint64_t from, uint64_t to, uint64_t at)
 /* ------------------------------------------------------------------------ reading line by line */
 
 /* Makes sure that a whole line is in the buffer if there is one. Returns 0, or -1 with errno. */
-static int fill(struct log_reader *reader)
-{
-    if (reader->at_end || reader->end - reader->begin >= LOG_LINE_MAX_BYTES)
-        return 0;
+static int fill(struct log_reader *reader) {
+    if (reader->at_end || reader->end - reader->begin >= LOG_LINE_MAX_BYTES) return 0;
     memmove(reader->buffer, reader->buffer + reader->begin, reader->end - reader->begin);
     reader->end -= reader->begin;
     reader->begin = 0;
     size_t want = LOG_READ_BUFFER_BYTES - reader->end;
     ssize_t n =
         log_read_at(reader->fd, reader->buffer + reader->end, want, reader->offset + reader->end);
-    if (n < 0)
-        return -1;
+    if (n < 0) return -1;
     reader->at_end = (size_t)n < want;
     reader->end += (size_t)n;
     return 0;
 }
 
-static void consume(struct log_reader *reader, size_t n)
-{
+static void consume(struct log_reader *reader, size_t n) {
     reader->begin += n;
     reader->offset += n;
 }
 
-int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offset, bool *whole)
-{
+int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offset, bool *whole) {
     for (;;) {
-        if (fill(reader) < 0)
-            return -1;
+        if (fill(reader) < 0) return -1;
         size_t available = reader->end - reader->begin;
-        if (available == 0)
-            return 0;
+        if (available == 0) return 0;
         size_t window = available < LOG_LINE_MAX_BYTES ? available : LOG_LINE_MAX_BYTES;
         const char *start = reader->buffer + reader->begin;
         const char *newline = memchr(start, '\n', window);
@@ -367,70 +312,51 @@ int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offse
         bool was_in_line = reader->in_line;
         reader->in_line = !newline;
         consume(reader, text->n + (newline ? 1 : 0));
-        if (!was_in_line)
-            return 1;
+        if (!was_in_line) return 1;
     }
 }
 
 /* ------------------------------------------------------------------------ opening */
 
 /* Makes the log, complete with its first line, or not at all. */
-static int create_log(int dir_fd, struct log_failure why)
-{
+static int create_log(int dir_fd, struct log_failure why) {
     int fd = openat(dir_fd, LOG_BIRTH_NAME, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0)
-        return log_fail(why, LOG_NAME ": cannot make it: %s", strerror(errno));
+    if (fd < 0) return log_fail(why, LOG_NAME ": cannot make it: %s", strerror(errno));
     int result = log_write_at(fd, SLICE(LOG_FIRST_LINE), 0);
-    if (result == 0)
-        result = log_sync_all(fd);
-    if (result == 0)
-        result = renameat(dir_fd, LOG_BIRTH_NAME, dir_fd, LOG_NAME);
-    if (result == 0)
-        result = log_sync_all(dir_fd);
-    if (result < 0)
-        log_fail(why, LOG_NAME ": cannot make it: %s", strerror(errno));
+    if (result == 0) result = log_sync_all(fd);
+    if (result == 0) result = renameat(dir_fd, LOG_BIRTH_NAME, dir_fd, LOG_NAME);
+    if (result == 0) result = log_sync_all(dir_fd);
+    if (result < 0) log_fail(why, LOG_NAME ": cannot make it: %s", strerror(errno));
     close(fd);
     return result;
 }
 
 /* Whether an open file is a log that this program understands. Returns 0, 1 if there is nothing in
  * it, or -1 with the reason. */
-static int check_log(int fd, struct log_failure why)
-{
+static int check_log(int fd, struct log_failure why) {
     char line[64];
     struct stat status;
-    if (fstat(fd, &status) < 0)
-        return log_fail(why, LOG_NAME ": %s", strerror(errno));
-    if (!S_ISREG(status.st_mode))
-        return log_fail(why, LOG_NAME ": not a regular file");
+    if (fstat(fd, &status) < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
+    if (!S_ISREG(status.st_mode)) return log_fail(why, LOG_NAME ": not a regular file");
     ssize_t n = log_read_at(fd, line, sizeof line - 1, 0);
-    if (n < 0)
-        return log_fail(why, LOG_NAME ": %s", strerror(errno));
+    if (n < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
     line[n] = '\0';
-    if (n == 0)
-        return 1;
-    if (strncmp(line, LOG_FIRST_LINE, LOG_FIRST_LINE_BYTES) == 0)
-        return 0;
+    if (n == 0) return 1;
+    if (strncmp(line, LOG_FIRST_LINE, LOG_FIRST_LINE_BYTES) == 0) return 0;
     size_t magic = sizeof LOG_MAGIC - 1;
     if (strncmp(line, LOG_MAGIC, magic) == 0 && strtoul(line + magic, NULL, 10) > LOG_VERSION)
         return log_fail(why, LOG_NAME ": %s", log_fault_text(LOG_NEWER));
     return log_fail(why, LOG_NAME ": not a log of roomkeyd's; it has not been touched");
 }
 
-int log_open(int dir_fd, struct log_failure why)
-{
+int log_open(int dir_fd, struct log_failure why) {
     int fd = openat(dir_fd, LOG_NAME, O_RDWR | O_CLOEXEC);
     int state = fd >= 0 ? check_log(fd, why) : errno == ENOENT ? 1 : -1;
-    if (fd < 0 && state < 0)
-        return log_fail(why, LOG_NAME ": %s", strerror(errno));
-    if (state == 0)
-        return fd;
-    if (fd >= 0)
-        close(fd);
-    if (state < 0 || create_log(dir_fd, why) < 0)
-        return -1;
+    if (fd < 0 && state < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
+    if (state == 0) return fd;
+    if (fd >= 0) close(fd);
+    if (state < 0 || create_log(dir_fd, why) < 0) return -1;
     fd = openat(dir_fd, LOG_NAME, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return log_fail(why, LOG_NAME ": %s", strerror(errno));
+    if (fd < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
     return fd;
 }

@@ -17,7 +17,7 @@
 #define LOG_FIRST_LINE_BYTES  (sizeof LOG_FIRST_LINE - 1)
 #define LOG_ESCAPED_MAX_BYTES (2 * ID_MAX_BYTES)
 /* CRC, BATCH, OP, TIME, three IDs, six tabs, a newline. */
-#define LOG_LINE_MAX_BYTES (8 + 1 + 16 + 1 + 1 + 1 + 20 + 3 * (1 + LOG_ESCAPED_MAX_BYTES) + 1)
+#define LOG_LINE_MAX_BYTES    (8 + 1 + 16 + 1 + 1 + 1 + 20 + 3 * (1 + LOG_ESCAPED_MAX_BYTES) + 1)
 
 /* Why something could not be done: text for people, in the caller's buffer. */
 struct log_failure {

@@ -88,8 +88,7 @@ struct server {
 /* The only global state: what signal handlers say. */
 static volatile sig_atomic_t stop_signals, reload_signals;
 
-static int64_t monotonic_ms(void)
-{
+static int64_t monotonic_ms(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
@@ -97,16 +96,14 @@ static int64_t monotonic_ms(void)
 
 /* ------------------------------------------------------------------------ phase: accept */
 
-static void watch_listeners(struct server *server, uint32_t events)
-{
+static void watch_listeners(struct server *server, uint32_t events) {
     for (int i = 0; i < server->listening_count; i++)
         source_watch(server->conns.epoll_fd, &server->listening[i].source, EPOLL_CTL_MOD, events);
 }
 
 /* Without descriptors or memory a listener would stay ready and the loop would spin: it rests until a
  * connection closes or some time has passed. */
-static void rest_listeners(struct server *server, const char *why)
-{
+static void rest_listeners(struct server *server, const char *why) {
     if (!server->rest_told)
         fprintf(stderr, "roomkeyd: cannot accept connections for now: %s\n", why);
     server->rest_told = true;
@@ -115,14 +112,12 @@ static void rest_listeners(struct server *server, const char *why)
     watch_listeners(server, 0);
 }
 
-static void wake_listeners(struct server *server)
-{
+static void wake_listeners(struct server *server) {
     server->is_resting = false;
     watch_listeners(server, EPOLLIN);
 }
 
-static void accept_conns(struct server *server, int listening_fd)
-{
+static void accept_conns(struct server *server, int listening_fd) {
     for (int i = 0; i < ACCEPTS_PER_PASS && !server->is_resting; i++) {
         if (server->conns.refusal_count >= REFUSALS_MAX) {
             rest_listeners(server, "too many connections beyond the limit");
@@ -135,24 +130,19 @@ static void accept_conns(struct server *server, int listening_fd)
             continue;
         }
         switch (errno) {
-        case EAGAIN:
-            return;
+        case EAGAIN: return;
         case EMFILE:
         case ENFILE:
         case ENOBUFS:
-        case ENOMEM:
-            rest_listeners(server, strerror(errno));
-            return;
-        default:
-            break; /* this connection's trouble (accept(2) lists many); the next may be well */
+        case ENOMEM: rest_listeners(server, strerror(errno)); return;
+        default: break; /* this connection's trouble (accept(2) lists many); the next may be well */
         }
     }
 }
 
 /* ------------------------------------------------------------------------ reload */
 
-static void *reload_main(void *argument)
-{
+static void *reload_main(void *argument) {
     struct reload *reload = argument;
     reload->access = access_load(reload->dir, reload->why, sizeof reload->why);
     eventfd_write(reload->source.fd, 1);
@@ -160,23 +150,18 @@ static void *reload_main(void *argument)
 }
 
 /* Starts rereading users and rooms beside the loop, or remembers to when that is under way. */
-static void start_reload(struct server *server)
-{
+static void start_reload(struct server *server) {
     struct reload *reload = &server->reload;
     reload->is_wanted = reload->is_running;
-    if (reload->is_running)
-        return;
+    if (reload->is_running) return;
     int error = pthread_create(&reload->thread, NULL, reload_main, reload);
-    if (error)
-        fprintf(stderr, "roomkeyd: cannot reload: %s\n", strerror(error));
+    if (error) fprintf(stderr, "roomkeyd: cannot reload: %s\n", strerror(error));
     reload->is_running = error == 0;
 }
 
-static void finish_reload(struct server *server)
-{
+static void finish_reload(struct server *server) {
     struct reload *reload = &server->reload;
-    if (!reload->is_running)
-        return;
+    if (!reload->is_running) return;
     pthread_join(reload->thread, NULL);
     reload->is_running = false;
     if (reload->access) {
@@ -187,23 +172,19 @@ static void finish_reload(struct server *server)
     } else {
         fprintf(stderr, "roomkeyd: %s; users and rooms stay as they were\n", reload->why);
     }
-    if (reload->is_wanted)
-        start_reload(server);
+    if (reload->is_wanted) start_reload(server);
 }
 
 /* ------------------------------------------------------------------------ the loop */
 
-static void close_listeners(struct server *server)
-{
-    for (int i = 0; i < server->listening_count; i++)
-        listen_close(&server->listening[i].listener);
+static void close_listeners(struct server *server) {
+    for (int i = 0; i < server->listening_count; i++) listen_close(&server->listening[i].listener);
     server->listening_count = 0;
     server->is_resting = false;
 }
 
 /* The first SIGTERM or SIGINT: whoever has connected by now is served to the end, nobody else is. */
-static void start_draining(struct server *server)
-{
+static void start_draining(struct server *server) {
     for (int i = 0; i < server->listening_count; i++)
         accept_conns(server, server->listening[i].source.fd);
     close_listeners(server);
@@ -212,25 +193,21 @@ static void start_draining(struct server *server)
 }
 
 /* How long the loop may sleep, in milliseconds; -1 for ever. */
-static int sleep_ms(struct server *server)
-{
+static int sleep_ms(struct server *server) {
     int64_t now_ms = server->conns.asked_ms;
     int64_t wake_ms = conns_wake_ms(&server->conns);
     int tick_ms = store_tick(server->store, now_ms);
-    if (tick_ms >= 0 && now_ms + tick_ms < wake_ms)
-        wake_ms = now_ms + tick_ms;
-    if (server->is_resting && server->rest_until_ms < wake_ms)
-        wake_ms = server->rest_until_ms;
+    if (tick_ms >= 0 && now_ms + tick_ms < wake_ms) wake_ms = now_ms + tick_ms;
+    if (server->is_resting && server->rest_until_ms < wake_ms) wake_ms = server->rest_until_ms;
     if (server->conns.is_draining && server->drain_until_ms < wake_ms)
         wake_ms = server->drain_until_ms;
-    if (wake_ms == INT64_MAX)
-        return -1;
+    if (wake_ms == INT64_MAX) return -1;
     return wake_ms <= now_ms ? 0 : (int)(wake_ms - now_ms);
 }
 
 /* Waits for events; signals arrive here and nowhere else. Returns the number of events. */
-static int wait_for_events(struct server *server, struct epoll_event *events, const sigset_t *mask)
-{
+static int wait_for_events(struct server *server, struct epoll_event *events,
+                           const sigset_t *mask) {
     struct conns *conns = &server->conns;
     conns->asked_ms = monotonic_ms();
     int n = epoll_pwait(conns->epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server), mask);
@@ -243,33 +220,26 @@ static int wait_for_events(struct server *server, struct epoll_event *events, co
     return n < 0 ? 0 : n;
 }
 
-static void collect_commits(struct server *server)
-{
+static void collect_commits(struct server *server) {
     struct store_settled settled;
-    if (store_collect(server->store, &settled))
-        conns_settle(&server->conns, &settled);
+    if (store_collect(server->store, &settled)) conns_settle(&server->conns, &settled);
 }
 
-static void handle_signals(struct server *server)
-{
+static void handle_signals(struct server *server) {
     if (reload_signals) {
         reload_signals = 0;
         start_reload(server);
     }
-    if (stop_signals && !server->conns.is_draining)
-        start_draining(server);
-    if (server->is_resting && server->conns.now_ms >= server->rest_until_ms)
-        wake_listeners(server);
+    if (stop_signals && !server->conns.is_draining) start_draining(server);
+    if (server->is_resting && server->conns.now_ms >= server->rest_until_ms) wake_listeners(server);
 }
 
-static void handle_events(struct server *server, const struct epoll_event *events, int n)
-{
+static void handle_events(struct server *server, const struct epoll_event *events, int n) {
     for (int i = 0; i < n; i++) {
         struct source *source = events[i].data.ptr;
         if (source->kind == SOURCE_LISTENER && !server->conns.is_draining)
             accept_conns(server, source->fd);
-        if (source->kind == SOURCE_RELOAD)
-            finish_reload(server);
+        if (source->kind == SOURCE_RELOAD) finish_reload(server);
     }
     for (int i = 0; i < n; i++) {
         struct source *source = events[i].data.ptr;
@@ -279,15 +249,13 @@ static void handle_events(struct server *server, const struct epoll_event *event
     conns_apply_held_back(&server->conns);
 }
 
-static bool is_finished(const struct server *server)
-{
+static bool is_finished(const struct server *server) {
     return server->conns.is_draining &&
            (server->conns.count == 0 || server->conns.asked_ms >= server->drain_until_ms);
 }
 
 /* Serves until a signal has stopped it and what was in flight is done. */
-static void run(struct server *server, const sigset_t *mask)
-{
+static void run(struct server *server, const sigset_t *mask) {
     struct epoll_event events[EVENTS_PER_PASS];
     while (!is_finished(server)) {
         int n = wait_for_events(server, events, mask);
@@ -297,16 +265,14 @@ static void run(struct server *server, const sigset_t *mask)
         conns_check_deadlines(&server->conns);
         store_hand_over(server->store);
         conns_write(&server->conns);
-        if (conns_free_closed(&server->conns) > 0 && server->is_resting)
-            wake_listeners(server);
+        if (conns_free_closed(&server->conns) > 0 && server->is_resting) wake_listeners(server);
     }
 }
 
 /* ------------------------------------------------------------------------ the process */
 
 /* Opens all listeners. Without --listen: both loopback addresses, as `localhost` may be either. */
-static int open_listeners(struct server *server)
-{
+static int open_listeners(struct server *server) {
     static const char *const defaults[] = {"127.0.0.1:3000", "[::1]:3000"};
     const struct options *options = &server->options;
     bool is_default = options->listen_count == 0;
@@ -322,8 +288,7 @@ static int open_listeners(struct server *server)
                 continue;
         }
         bool has_no_ipv6 = errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL;
-        if (is_default && i == 1 && has_no_ipv6)
-            continue;
+        if (is_default && i == 1 && has_no_ipv6) continue;
         fprintf(stderr, "roomkeyd: cannot listen on %s: %s\n", text, strerror(errno));
         return -1;
     }
@@ -331,8 +296,7 @@ static int open_listeners(struct server *server)
 }
 
 /* Says where the server listens, now that it does. */
-static void print_ready_lines(const struct server *server)
-{
+static void print_ready_lines(const struct server *server) {
     for (int i = 0; i < server->listening_count; i++) {
         char name[LISTEN_NAME_BYTES];
         listen_name(&server->listening[i].listener, name);
@@ -341,21 +305,18 @@ static void print_ready_lines(const struct server *server)
     fflush(stdout);
 }
 
-static void on_signal(int signal)
-{
+static void on_signal(int signal) {
     if (signal == SIGHUP) {
         reload_signals = 1;
     } else {
-        if (stop_signals)
-            _exit(1); /* asked twice: at once. What was acknowledged is on disk. */
+        if (stop_signals) _exit(1); /* asked twice: at once. What was acknowledged is on disk. */
         stop_signals = 1;
     }
 }
 
 /* Installs the handlers. The signals stay blocked, also in all threads made later, but while the loop
  * waits with the mask given back here. */
-static void prepare_signals(sigset_t *while_waiting)
-{
+static void prepare_signals(sigset_t *while_waiting) {
     sigset_t handled;
     struct sigaction action = {.sa_handler = on_signal};
     static const int signals[] = {SIGTERM, SIGINT, SIGHUP};
@@ -373,30 +334,24 @@ static void prepare_signals(sigset_t *while_waiting)
 }
 
 /* Raises the descriptor limit as far as it goes, and lowers the connection limit to what it leaves. */
-static void fit_limits(struct options *options)
-{
+static void fit_limits(struct options *options) {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
     getrlimit(RLIMIT_NOFILE, &limit);
     rlim_t kept = DESCRIPTORS_KEPT + REFUSALS_MAX;
-    if (limit.rlim_cur <= 2 * kept)
-        kept = limit.rlim_cur / 2;
+    if (limit.rlim_cur <= 2 * kept) kept = limit.rlim_cur / 2;
     if (options->max_connections > limit.rlim_cur - kept)
         options->max_connections = (unsigned)(limit.rlim_cur - kept);
 }
 
 /* Everything that has to be there before the first connection. Returns 0, or -1, reported. */
-static int start(struct server *server)
-{
+static int start(struct server *server) {
     char why[512] = "out of memory";
     struct conns *conns = &server->conns;
-    if (conns_init(conns) == 0)
-        server->access = access_load(server->options.dir, why, sizeof why);
-    if (server->access)
-        server->store = store_open(server->options.dir, why, sizeof why);
+    if (conns_init(conns) == 0) server->access = access_load(server->options.dir, why, sizeof why);
+    if (server->access) server->store = store_open(server->options.dir, why, sizeof why);
     if (!server->store) {
         fprintf(stderr, "roomkeyd: %s\n", why);
         return -1;
@@ -418,8 +373,7 @@ static int start(struct server *server)
 }
 
 /* Undoes start, however far that came. Returns whether the disk has never failed. */
-static bool stop(struct server *server)
-{
+static bool stop(struct server *server) {
     close_listeners(server);
     conns_free(&server->conns);
     if (server->reload.is_running) {
@@ -428,16 +382,13 @@ static bool stop(struct server *server)
     }
     bool is_sound = !server->store || store_close(server->store) == 0;
     access_free(server->access);
-    if (server->reload.source.fd >= 0)
-        close(server->reload.source.fd);
-    if (server->conns.epoll_fd >= 0)
-        close(server->conns.epoll_fd);
+    if (server->reload.source.fd >= 0) close(server->reload.source.fd);
+    if (server->conns.epoll_fd >= 0) close(server->conns.epoll_fd);
     return is_sound;
 }
 
 /* The main job. Returns the process's exit code. */
-static int serve(const struct options *options)
-{
+static int serve(const struct options *options) {
     struct server *server = calloc(1, sizeof *server);
     sigset_t while_waiting;
     if (!server) {
@@ -479,8 +430,7 @@ static const char HELP[] =
     "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
     "and rooms. Exit code: 0 stopped, 1 could not start or the disk failed, 2 bad usage.\n";
 
-__attribute__((format(printf, 1, 2))) static int usage_error(const char *format, ...)
-{
+__attribute__((format(printf, 1, 2))) static int usage_error(const char *format, ...) {
     va_list args;
     va_start(args, format);
     fprintf(stderr, "roomkeyd: ");
@@ -490,8 +440,7 @@ __attribute__((format(printf, 1, 2))) static int usage_error(const char *format,
     return 2;
 }
 
-static int read_listen(const char *text, struct options *options)
-{
+static int read_listen(const char *text, struct options *options) {
     if (!listen_is_address(text))
         return usage_error("--listen: not ADDR:PORT, [ADDR]:PORT or unix:PATH: '%s'", text);
     if (options->listen_count == LISTENERS_MAX)
@@ -500,8 +449,7 @@ static int read_listen(const char *text, struct options *options)
     return 0;
 }
 
-static int read_max_connections(const char *text, struct options *options)
-{
+static int read_max_connections(const char *text, struct options *options) {
     char *end;
     errno = 0;
     unsigned long n = strtoul(text, &end, 10);
@@ -511,8 +459,7 @@ static int read_max_connections(const char *text, struct options *options)
     return 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static const struct option long_options[] = {
         {"listen", required_argument, NULL, 'l'},
         {"data", required_argument, NULL, 'd'},
@@ -526,31 +473,18 @@ int main(int argc, char **argv)
     opterr = 0;
     while (!error && (option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         switch (option) {
-        case 'l':
-            error = read_listen(optarg, &options);
-            break;
-        case 'd':
-            options.dir = optarg;
-            break;
-        case 'm':
-            error = read_max_connections(optarg, &options);
-            break;
-        case 'h':
-            printf("%s%s", USAGE, HELP);
-            return 0;
-        case 'v':
-            printf("roomkeyd %s\n", ROOMKEYD_VERSION);
-            return 0;
+        case 'l': error = read_listen(optarg, &options); break;
+        case 'd': options.dir = optarg; break;
+        case 'm': error = read_max_connections(optarg, &options); break;
+        case 'h': printf("%s%s", USAGE, HELP); return 0;
+        case 'v': printf("roomkeyd %s\n", ROOMKEYD_VERSION); return 0;
         default:
             error = usage_error("unknown option, or a value missing or unasked: '%s'",
                                 argv[optind - 1]);
         }
     }
-    if (error)
-        return error;
-    if (optind < argc && strcmp(argv[optind], "serve") == 0)
-        optind++;
-    if (optind < argc)
-        return usage_error("unknown command: '%s'", argv[optind]);
+    if (error) return error;
+    if (optind < argc && strcmp(argv[optind], "serve") == 0) optind++;
+    if (optind < argc) return usage_error("unknown command: '%s'", argv[optind]);
     return serve(&options);
 }

@@ -32,18 +32,13 @@ static const uint32_t K[64] = {
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
 
-static uint32_t rotr(uint32_t x, unsigned bits)
-{
-    return x >> bits | x << (32 - bits);
-}
+static uint32_t rotr(uint32_t x, unsigned bits) { return x >> bits | x << (32 - bits); }
 
-static uint32_t load(const unsigned char *p)
-{
+static uint32_t load(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-static void store(unsigned char *p, uint32_t x)
-{
+static void store(unsigned char *p, uint32_t x) {
     p[0] = (unsigned char)(x >> 24);
     p[1] = (unsigned char)(x >> 16);
     p[2] = (unsigned char)(x >> 8);
@@ -51,12 +46,10 @@ static void store(unsigned char *p, uint32_t x)
 }
 
 /* Takes count whole blocks into the state H. */
-static void compress(uint32_t H[8], const unsigned char *block, size_t count)
-{
+static void compress(uint32_t H[8], const unsigned char *block, size_t count) {
     for (; count > 0; count--, block += BLOCK_BYTES) {
         uint32_t W[64];
-        for (int t = 0; t < 16; t++)
-            W[t] = load(block + 4 * t);
+        for (int t = 0; t < 16; t++) W[t] = load(block + 4 * t);
         for (int t = 16; t < 64; t++) {
             uint32_t sigma0 = rotr(W[t - 15], 7) ^ rotr(W[t - 15], 18) ^ W[t - 15] >> 3;
             uint32_t sigma1 = rotr(W[t - 2], 17) ^ rotr(W[t - 2], 19) ^ W[t - 2] >> 10;
@@ -79,8 +72,7 @@ static void compress(uint32_t H[8], const unsigned char *block, size_t count)
     }
 }
 
-void sha256(const void *data, size_t n, unsigned char digest[SHA256_BYTES])
-{
+void sha256(const void *data, size_t n, unsigned char digest[SHA256_BYTES]) {
     /* The first 32 bits of the fractional parts of the square roots of the first 8 primes. */
     uint32_t H[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
@@ -90,13 +82,11 @@ void sha256(const void *data, size_t n, unsigned char digest[SHA256_BYTES])
 
     unsigned char last[2 * BLOCK_BYTES] = {0};
     size_t size = rest + 1 + LENGTH_BYTES <= BLOCK_BYTES ? BLOCK_BYTES : 2 * BLOCK_BYTES;
-    if (rest > 0)
-        memcpy(last, (const unsigned char *)data + whole, rest);
+    if (rest > 0) memcpy(last, (const unsigned char *)data + whole, rest);
     last[rest] = 0x80;
     store(last + size - 8, (uint32_t)((uint64_t)n >> 29));
     store(last + size - 4, (uint32_t)((uint64_t)n << 3));
     compress(H, last, size / BLOCK_BYTES);
 
-    for (size_t i = 0; i < 8; i++)
-        store(digest + 4 * i, H[i]);
+    for (size_t i = 0; i < 8; i++) store(digest + 4 * i, H[i]);
 }

@@ -23,48 +23,35 @@ struct slice {
 
 /* The slice of a string literal, and of a NUL-terminated string. */
 #define SLICE(literal) ((struct slice){(literal), sizeof(literal) - 1})
-static inline struct slice slice_of(const char *text)
-{
-    return (struct slice){text, strlen(text)};
-}
+static inline struct slice slice_of(const char *text) { return (struct slice){text, strlen(text)}; }
 
-static inline bool slice_equal(struct slice a, struct slice b)
-{
+static inline bool slice_equal(struct slice a, struct slice b) {
     return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
 }
 
 /* Length in bytes (1 to 4) of the well-formed UTF-8 sequence at the start of s, or 0 if there is
  * none: Unicode 15, table 3-7, so no overlong forms, no surrogates, nothing past U+10FFFF. */
-static inline size_t slice_utf8(struct slice s)
-{
+static inline size_t slice_utf8(struct slice s) {
     const unsigned char *u = (const unsigned char *)s.p;
-    if (s.n == 0)
-        return 0;
-    if (u[0] < 0x80)
-        return 1;
+    if (s.n == 0) return 0;
+    if (u[0] < 0x80) return 1;
     size_t length = u[0] >= 0xF0 ? 4 : u[0] >= 0xE0 ? 3 : 2;
-    if (u[0] < 0xC2 || u[0] > 0xF4 || s.n < length)
-        return 0;
+    if (u[0] < 0xC2 || u[0] > 0xF4 || s.n < length) return 0;
     /* The second byte carries every exception; the others only have to be continuation bytes. */
     unsigned char low = u[0] == 0xE0 ? 0xA0 : u[0] == 0xF0 ? 0x90 : 0x80;
     unsigned char high = u[0] == 0xED ? 0x9F : u[0] == 0xF4 ? 0x8F : 0xBF;
-    if (u[1] < low || u[1] > high)
-        return 0;
+    if (u[1] < low || u[1] > high) return 0;
     for (size_t i = 2; i < length; i++)
-        if ((u[i] & 0xC0) != 0x80)
-            return 0;
+        if ((u[i] & 0xC0) != 0x80) return 0;
     return length;
 }
 
 /* Whether s may name a room, a key or a user: 1 to ID_MAX_BYTES bytes of UTF-8 without a NUL. */
-static inline bool slice_is_id(struct slice s)
-{
-    if (s.n == 0 || s.n > ID_MAX_BYTES)
-        return false;
+static inline bool slice_is_id(struct slice s) {
+    if (s.n == 0 || s.n > ID_MAX_BYTES) return false;
     while (s.n > 0) {
         size_t length = slice_utf8(s);
-        if (length == 0 || s.p[0] == '\0')
-            return false;
+        if (length == 0 || s.p[0] == '\0') return false;
         s.p += length;
         s.n -= length;
     }

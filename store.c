@@ -127,8 +127,7 @@ enum match { MATCH_NONE, MATCH_FOUND, MATCH_ERROR };
 /* Whether the line of a durable record, read back from the log, is the room's; *line then points
  * into buffer. The index only says where to look. */
 static enum match confirm(struct store *store, uint64_t offset, struct slice escaped_room,
-                          char buffer[LOG_LINE_MAX_BYTES], struct log_line *line)
-{
+                          char buffer[LOG_LINE_MAX_BYTES], struct log_line *line) {
     ssize_t n = log_read_at(store->log_fd, buffer, LOG_LINE_MAX_BYTES, offset);
     const char *newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
     if (newline && log_parse((struct slice){buffer, (size_t)(newline - buffer)}, line) == LOG_VALID)
@@ -141,21 +140,18 @@ static enum match confirm(struct store *store, uint64_t offset, struct slice esc
 }
 
 static enum match find_durable(struct store *store, uint64_t hash, struct slice escaped_room,
-                               char buffer[LOG_LINE_MAX_BYTES], struct log_line *line)
-{
+                               char buffer[LOG_LINE_MAX_BYTES], struct log_line *line) {
     uint64_t offset;
     struct table_search search = table_find(&store->durable, hash);
     while (table_next(&search, &offset)) {
         enum match match = confirm(store, offset, escaped_room, buffer, line);
-        if (match != MATCH_NONE)
-            return match;
+        if (match != MATCH_NONE) return match;
     }
     return MATCH_NONE;
 }
 
 /* Whether a batch that is not durable yet sets the room. */
-static bool is_in_batch(const struct batch *batch, uint64_t hash, struct slice escaped_room)
-{
+static bool is_in_batch(const struct batch *batch, uint64_t hash, struct slice escaped_room) {
     uint64_t offset;
     struct table_search search = table_find(&batch->index, hash);
     while (table_next(&search, &offset)) {
@@ -182,28 +178,23 @@ struct replay {
 
 /* Judges a line in its place and, if it is valid and holds a record, indexes that. Returns its fault
  * (LOG_VALID if none), or -1 with errno set when it could not be judged. */
-static int admit(struct replay *replay, struct slice text, uint64_t offset)
-{
+static int admit(struct replay *replay, struct slice text, uint64_t offset) {
     struct store *store = replay->store;
     struct log_line line;
     enum log_fault fault = log_parse(text, &line);
-    if (fault != LOG_VALID)
-        return (int)fault;
-    if (line.batch != offset && (line.batch != replay->batch || line.is_seal))
-        return LOG_BAD_BATCH;
+    if (fault != LOG_VALID) return (int)fault;
+    if (line.batch != offset && (line.batch != replay->batch || line.is_seal)) return LOG_BAD_BATCH;
     replay->batch = line.batch;
     replay->certified = line.batch;
     replay->end = offset + text.n + 1;
     replay->last_is_seal = line.is_seal;
-    if (line.is_seal)
-        return LOG_VALID;
+    if (line.is_seal) return LOG_VALID;
 
     char room[ID_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
     struct log_line other;
     uint64_t hash = table_hash(store->key, (struct slice){room, log_unescape(line.room, room)});
     enum match match = find_durable(store, hash, line.room, buffer, &other);
-    if (match == MATCH_ERROR)
-        return -1;
+    if (match == MATCH_ERROR) return -1;
     if (match == MATCH_FOUND) {
         replay->end = offset;
         return LOG_ROOM_TWICE;
@@ -218,8 +209,7 @@ static int admit(struct replay *replay, struct slice text, uint64_t offset)
 
 /* Looks on behind a bad line for lines that certify it. Returns 0 with *highest the highest BATCH
  * found (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */
-static int find_highest_batch(struct log_reader *reader, uint64_t *highest)
-{
+static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     struct slice text;
     struct log_line line;
     uint64_t offset;
@@ -228,8 +218,7 @@ static int find_highest_batch(struct log_reader *reader, uint64_t *highest)
     *highest = 0;
     while ((got = log_read_line(reader, &text, &offset, &whole)) > 0) {
         enum log_fault fault = whole ? log_parse(text, &line) : LOG_NOT_A_LINE;
-        if (fault == LOG_NEWER)
-            *highest = UINT64_MAX;
+        if (fault == LOG_NEWER) *highest = UINT64_MAX;
         if (fault == LOG_VALID && line.batch <= offset && line.batch > *highest)
             *highest = line.batch;
     }
@@ -238,25 +227,20 @@ static int find_highest_batch(struct log_reader *reader, uint64_t *highest)
 
 /* Moves the bytes from `from` to the end into a new file keys.log.torn-OFFSET and makes that durable;
  * a number is added where an earlier crash has left a file of that name. The log is not cut yet. */
-static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, struct log_failure why)
-{
+static int save_torn_tail(struct store *store, uint64_t from, uint64_t size,
+                          struct log_failure why) {
     char name[64];
     int fd = -1;
     for (int i = 1; fd < 0 && i <= 1000; i++) {
         int n = snprintf(name, sizeof name, "%s.torn-%" PRIu64, LOG_NAME, from);
-        if (i > 1)
-            snprintf(name + n, sizeof name - (size_t)n, ".%d", i);
+        if (i > 1) snprintf(name + n, sizeof name - (size_t)n, ".%d", i);
         fd = openat(store->dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        if (fd < 0 && errno != EEXIST)
-            break;
+        if (fd < 0 && errno != EEXIST) break;
     }
-    if (fd < 0)
-        return log_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
+    if (fd < 0) return log_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
     int result = log_copy(store->log_fd, fd, from, size, 0);
-    if (result == 0)
-        result = log_sync_all(fd);
-    if (result == 0)
-        result = log_sync_all(store->dir_fd);
+    if (result == 0) result = log_sync_all(fd);
+    if (result == 0) result = log_sync_all(store->dir_fd);
     if (result < 0) {
         log_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
         unlinkat(store->dir_fd, name, 0);
@@ -271,8 +255,7 @@ static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, str
 }
 
 /* Decides what the bad line at replay->end means, and repairs a torn tail. */
-static int repair(struct replay *replay, enum log_fault fault, struct log_failure why)
-{
+static int repair(struct replay *replay, enum log_fault fault, struct log_failure why) {
     struct store *store = replay->store;
     uint64_t bad = replay->end, highest;
     struct stat status;
@@ -286,16 +269,14 @@ static int repair(struct replay *replay, enum log_fault fault, struct log_failur
                         ": %s, but what follows shows that it was on "
                         "disk; nothing has been changed",
                         LOG_NAME, bad, log_fault_text(fault));
-    if (save_torn_tail(store, bad, (uint64_t)status.st_size, why) < 0)
-        return -1;
+    if (save_torn_tail(store, bad, (uint64_t)status.st_size, why) < 0) return -1;
     if (log_cut(store->log_fd, bad) < 0)
         return log_fail(why, "%s: cannot cut the torn tail: %s", LOG_NAME, strerror(errno));
     return 0;
 }
 
 /* Reads the log into the index and leaves it whole, on disk to its end, and ready to append to. */
-static int replay_log(struct store *store, struct log_failure why)
-{
+static int replay_log(struct store *store, struct log_failure why) {
     struct replay replay = {
         .store = store,
         .reader = {.fd = store->log_fd, .offset = LOG_FIRST_LINE_BYTES},
@@ -308,21 +289,18 @@ static int replay_log(struct store *store, struct log_failure why)
     bool whole;
     int result = -1, got, fault = LOG_VALID;
     replay.reader.buffer = malloc(LOG_READ_BUFFER_BYTES);
-    if (!replay.reader.buffer)
-        return log_fail(why, "out of memory");
+    if (!replay.reader.buffer) return log_fail(why, "out of memory");
     posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     while ((got = log_read_line(&replay.reader, &text, &offset, &whole)) > 0) {
         fault = whole ? admit(&replay, text, offset) : LOG_NOT_A_LINE;
-        if (fault != LOG_VALID)
-            break;
+        if (fault != LOG_VALID) break;
     }
     posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_NORMAL);
     if (got < 0 || fault < 0) {
         log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
         goto out;
     }
-    if (fault != LOG_VALID && repair(&replay, (enum log_fault)fault, why) < 0)
-        goto out;
+    if (fault != LOG_VALID && repair(&replay, (enum log_fault)fault, why) < 0) goto out;
     if (log_copy(store->log_fd, store->log_fd, replay.certified, replay.end, replay.certified) <
             0 ||
         log_sync_data(store->log_fd) < 0 || log_sync_all(store->dir_fd) < 0) {
@@ -338,11 +316,9 @@ out:
     return result;
 }
 
-static int open_dir(struct store *store, const char *dir, struct log_failure why)
-{
+static int open_dir(struct store *store, const char *dir, struct log_failure why) {
     store->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (store->dir_fd < 0)
-        return log_fail(why, "%s", strerror(errno));
+    if (store->dir_fd < 0) return log_fail(why, "%s", strerror(errno));
     if (flock(store->dir_fd, LOCK_EX | LOCK_NB) < 0)
         return log_fail(why, "%s",
                         errno == EWOULDBLOCK ? "in use by another roomkeyd" : strerror(errno));
@@ -352,8 +328,7 @@ static int open_dir(struct store *store, const char *dir, struct log_failure why
 /* ------------------------------------------------------------------------ the committer */
 
 /* One batch onto the disk. Reports what goes wrong, and cuts the log back to where the batch began. */
-static enum outcome commit(struct store *store, const struct batch *batch)
-{
+static enum outcome commit(struct store *store, const struct batch *batch) {
     const char *call = "write";
     int result =
         log_write_at(store->log_fd, (struct slice){batch->bytes, batch->size}, batch->start);
@@ -380,15 +355,12 @@ static enum outcome commit(struct store *store, const struct batch *batch)
     return is_full ? NOT_COMMITTED : DISK_FAILED;
 }
 
-static void *committer_main(void *argument)
-{
+static void *committer_main(void *argument) {
     struct store *store = argument;
     pthread_mutex_lock(&store->lock);
     for (;;) {
-        while (!store->job && !store->stopping)
-            pthread_cond_wait(&store->work, &store->lock);
-        if (!store->job)
-            break;
+        while (!store->job && !store->stopping) pthread_cond_wait(&store->work, &store->lock);
+        if (!store->job) break;
         struct batch *batch = store->job;
         pthread_mutex_unlock(&store->lock);
 
@@ -407,19 +379,16 @@ static void *committer_main(void *argument)
     return NULL;
 }
 
-static int start_committer(struct store *store, struct log_failure why)
-{
+static int start_committer(struct store *store, struct log_failure why) {
     store->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (store->event_fd < 0)
-        return log_fail(why, "eventfd: %s", strerror(errno));
+    if (store->event_fd < 0) return log_fail(why, "eventfd: %s", strerror(errno));
     /* Signals are the owner's business: the committer inherits a mask that blocks them all. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&store->committer, NULL, committer_main, store);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error)
-        return log_fail(why, "cannot start the committer: %s", strerror(error));
+    if (error) return log_fail(why, "cannot start the committer: %s", strerror(error));
     store->committer_runs = true;
     return 0;
 }
@@ -427,8 +396,7 @@ static int start_committer(struct store *store, struct log_failure why)
 /* ------------------------------------------------------------------------ batches */
 
 /* Empties a batch. Large buffers are given back: they were needed for one burst. */
-static void reset_batch(struct batch *batch)
-{
+static void reset_batch(struct batch *batch) {
     if (batch->capacity > BATCH_KEEP_BYTES) {
         free(batch->bytes);
         batch->bytes = NULL;
@@ -446,21 +414,17 @@ static void reset_batch(struct batch *batch)
 
 /* Grows an array of items of `size` bytes to hold at least `wanted` of them. Returns the array, which
  * may have moved, or NULL with nothing changed. */
-static void *grow(void *array, size_t *capacity, size_t wanted, size_t size)
-{
-    if (wanted <= *capacity)
-        return array;
+static void *grow(void *array, size_t *capacity, size_t wanted, size_t size) {
+    if (wanted <= *capacity) return array;
     size_t larger = *capacity * 2 > wanted ? *capacity * 2 : wanted;
     void *moved = realloc(array, larger * size);
-    if (moved)
-        *capacity = larger;
+    if (moved) *capacity = larger;
     return moved;
 }
 
 /* Writes a record behind a batch's last line, and returns its size. */
 static size_t write_record(const struct batch *batch, const struct store_record *record,
-                           struct slice escaped_room)
-{
+                           struct slice escaped_room) {
     char user[LOG_ESCAPED_MAX_BYTES], key[LOG_ESCAPED_MAX_BYTES];
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
@@ -475,35 +439,29 @@ static size_t write_record(const struct batch *batch, const struct store_record 
 }
 
 /* Makes room in a batch for one more line and its entry. */
-static bool make_room(struct batch *batch)
-{
+static bool make_room(struct batch *batch) {
     char *bytes = grow(batch->bytes, &batch->capacity, batch->size + LOG_LINE_MAX_BYTES, 1);
-    if (!bytes)
-        return false;
+    if (!bytes) return false;
     batch->bytes = bytes;
     struct entry *entries = grow(batch->entries, &batch->entry_capacity, batch->entry_count + 1,
                                  sizeof *batch->entries);
-    if (!entries)
-        return false;
+    if (!entries) return false;
     batch->entries = entries;
     return true;
 }
 
 /* A failed batch gives back the slots that were reserved for its records. */
-static void abandon(struct store *store, struct batch *batch)
-{
+static void abandon(struct store *store, struct batch *batch) {
     for (size_t i = 0; i < batch->entry_count; i++)
         table_release(&store->durable, batch->entries[i].hash);
     reset_batch(batch);
 }
 
 /* Seals the log with a batch of its own. The open batch must be empty and the committer idle. */
-static void seal(struct store *store)
-{
+static void seal(struct store *store) {
     struct batch *batch = store->open;
     store->sealed = true; /* if it cannot be written, the next set is soon enough to try again */
-    if (!make_room(batch))
-        return;
+    if (!make_room(batch)) return;
     batch->is_seal = true;
     batch->base = batch->start;
     struct log_line line = {.batch = batch->base, .is_seal = true};
@@ -513,13 +471,11 @@ static void seal(struct store *store)
 
 /* ------------------------------------------------------------------------ the interface */
 
-struct store *store_open(const char *dir, char *why, size_t why_size)
-{
+struct store *store_open(const char *dir, char *why, size_t why_size) {
     char reason[256] = "out of memory";
     struct log_failure failure = {reason, sizeof reason};
     struct store *store = calloc(1, sizeof *store);
-    if (!store)
-        goto fail_all;
+    if (!store) goto fail_all;
     store->dir_fd = store->log_fd = store->event_fd = -1;
     store->open = &store->batches[0];
     store->open->number = 1;
@@ -550,8 +506,7 @@ fail_all:
 }
 
 enum store_result store_set(struct store *store, const struct store_record *record,
-                            uint64_t *ticket)
-{
+                            uint64_t *ticket) {
     char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
     struct slice room = {escaped, log_escape(record->room, escaped)};
     struct log_line line;
@@ -560,8 +515,7 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 
     *ticket = 0;
     enum match match = find_durable(store, hash, room, buffer, &line);
-    if (match != MATCH_NONE)
-        return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
+    if (match != MATCH_NONE) return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
     if (store->committing && is_in_batch(store->committing, hash, room)) {
         *ticket = store->committing->number;
         return STORE_EXISTS;
@@ -586,36 +540,28 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 }
 
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
-                            size_t *key_size)
-{
+                            size_t *key_size) {
     char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
     struct slice escaped_room = {escaped, log_escape(room, escaped)};
     struct log_line line;
     switch (find_durable(store, table_hash(store->key, room), escaped_room, buffer, &line)) {
-    case MATCH_FOUND:
-        *key_size = log_unescape(line.key, key);
-        return STORE_OK;
-    case MATCH_NONE:
-        return STORE_NONE;
-    case MATCH_ERROR:
-        break;
+    case MATCH_FOUND: *key_size = log_unescape(line.key, key); return STORE_OK;
+    case MATCH_NONE: return STORE_NONE;
+    case MATCH_ERROR: break;
     }
     return STORE_UNAVAILABLE;
 }
 
-void store_hand_over(struct store *store)
-{
+void store_hand_over(struct store *store) {
     struct batch *batch = store->open;
-    if (store->committing || batch->size == 0)
-        return;
+    if (store->committing || batch->size == 0) return;
     struct batch *next = &store->batches[batch == &store->batches[0]];
     next->number = batch->number + 1;
     next->start = batch->start + batch->size;
     next->base = batch->is_seal ? batch->base : next->start;
     store->open = next;
     store->committing = batch;
-    if (!batch->is_seal)
-        store->sealed = false;
+    if (!batch->is_seal) store->sealed = false;
 
     pthread_mutex_lock(&store->lock);
     store->job = batch;
@@ -623,22 +569,16 @@ void store_hand_over(struct store *store)
     pthread_mutex_unlock(&store->lock);
 }
 
-int store_event_fd(const struct store *store)
-{
-    return store->event_fd;
-}
+int store_event_fd(const struct store *store) { return store->event_fd; }
 
-bool store_collect(struct store *store, struct store_settled *settled)
-{
+bool store_collect(struct store *store, struct store_settled *settled) {
     struct batch *batch = store->committing, *open = store->open;
-    if (!batch)
-        return false;
+    if (!batch) return false;
     pthread_mutex_lock(&store->lock);
     bool is_done = store->job == NULL;
     enum outcome outcome = store->outcome;
     pthread_mutex_unlock(&store->lock);
-    if (!is_done)
-        return false;
+    if (!is_done) return false;
 
     store->committing = NULL;
     if (outcome == COMMITTED) {
@@ -659,46 +599,36 @@ bool store_collect(struct store *store, struct store_settled *settled)
     return true;
 }
 
-int store_tick(struct store *store, int64_t now_ms)
-{
+int store_tick(struct store *store, int64_t now_ms) {
     if (store->committing || store->open->size > 0) {
         store->last_set_ms = now_ms;
         return COMMIT_RECHECK_MS;
     }
-    if (store->sealed || store->failed)
-        return -1;
+    if (store->sealed || store->failed) return -1;
     if (store->last_set_ms == 0)
         store->last_set_ms = now_ms; /* the first call after a replay that ended without a seal */
     int64_t left = store->last_set_ms + SEAL_AFTER_MS - now_ms;
-    if (left > 0)
-        return (int)left;
+    if (left > 0) return (int)left;
     seal(store);
     return COMMIT_RECHECK_MS;
 }
 
-bool store_has_failed(const struct store *store)
-{
-    return store->failed;
-}
+bool store_has_failed(const struct store *store) { return store->failed; }
 
 /* Waits until the committer has nothing to do, and collects. */
-static void settle(struct store *store)
-{
+static void settle(struct store *store) {
     struct store_settled settled;
     pthread_mutex_lock(&store->lock);
-    while (store->job)
-        pthread_cond_wait(&store->idle, &store->lock);
+    while (store->job) pthread_cond_wait(&store->idle, &store->lock);
     pthread_mutex_unlock(&store->lock);
     store_collect(store, &settled);
 }
 
-static void stop_committer(struct store *store)
-{
+static void stop_committer(struct store *store) {
     settle(store);
     store_hand_over(store);
     settle(store);
-    if (!store->sealed && !store->failed)
-        seal(store);
+    if (!store->sealed && !store->failed) seal(store);
     settle(store);
     pthread_mutex_lock(&store->lock);
     store->stopping = true;
@@ -707,10 +637,8 @@ static void stop_committer(struct store *store)
     pthread_join(store->committer, NULL);
 }
 
-int store_close(struct store *store)
-{
-    if (store->committer_runs)
-        stop_committer(store);
+int store_close(struct store *store) {
+    if (store->committer_runs) stop_committer(store);
     int result = store->failed ? -1 : 0;
     for (int i = 0; i < 2; i++) {
         free(store->batches[i].bytes);
@@ -720,8 +648,7 @@ int store_close(struct store *store)
     table_free(&store->durable);
     int fds[] = {store->event_fd, store->log_fd, store->dir_fd};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
+        if (fds[i] >= 0) close(fds[i]);
     pthread_cond_destroy(&store->idle);
     pthread_cond_destroy(&store->work);
     pthread_mutex_destroy(&store->lock);

@@ -62,18 +62,14 @@ struct table_part {
 #define TAIL_SLOTS     8u    /* a tail's empty slots when it is made, besides twice the needed */
 #define KEPT_SLOTS     1024u /* a larger part's memory is given back by table_clear */
 
-static uint64_t rotate_left(uint64_t x, unsigned bits)
-{
-    return x << bits | x >> (64 - bits);
-}
+static uint64_t rotate_left(uint64_t x, unsigned bits) { return x << bits | x >> (64 - bits); }
 
 /* Four words in a struct, passed by value: an array would be kept in memory by some compilers. */
 struct sip {
     uint64_t a, b, c, d;
 };
 
-static inline struct sip sip_round(struct sip v)
-{
+static inline struct sip sip_round(struct sip v) {
     v.a += v.b;
     v.c += v.d;
     v.b = rotate_left(v.b, 13) ^ v.a;
@@ -87,8 +83,7 @@ static inline struct sip sip_round(struct sip v)
     return v;
 }
 
-static inline struct sip sip_absorb(struct sip v, uint64_t word)
-{
+static inline struct sip sip_absorb(struct sip v, uint64_t word) {
     v.d ^= word;
     v = sip_round(v);
     v.a ^= word;
@@ -97,8 +92,7 @@ static inline struct sip sip_absorb(struct sip v, uint64_t word)
 
 /* SipHash-1-3: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012. Its authors
  * recommend 2-4 rounds for a MAC; nobody sees these hashes, and for a table 1-3 is enough. */
-uint64_t table_hash(struct table_key key, struct slice bytes)
-{
+uint64_t table_hash(struct table_key key, struct slice bytes) {
     struct sip v = {key.k0 ^ 0x736f6d6570736575, key.k1 ^ 0x646f72616e646f6d,
                     key.k0 ^ 0x6c7967656e657261, key.k1 ^ 0x7465646279746573};
     uint64_t last = (uint64_t)bytes.n << 56;
@@ -108,8 +102,7 @@ uint64_t table_hash(struct table_key key, struct slice bytes)
         memcpy(&word, bytes.p, sizeof word);
         v = sip_absorb(v, le64toh(word));
     }
-    for (size_t i = 0; i < bytes.n; i++)
-        last |= (uint64_t)(unsigned char)bytes.p[i] << 8 * i;
+    for (size_t i = 0; i < bytes.n; i++) last |= (uint64_t)(unsigned char)bytes.p[i] << 8 * i;
     v = sip_absorb(v, last);
 
     v.c ^= 0xff;
@@ -117,51 +110,39 @@ uint64_t table_hash(struct table_key key, struct slice bytes)
     return v.a ^ v.b ^ v.c ^ v.d;
 }
 
-int table_init(struct table *table, unsigned part_count)
-{
+int table_init(struct table *table, unsigned part_count) {
     *table = (struct table){.parts = calloc(part_count, sizeof *table->parts)};
-    if (table->parts == NULL)
-        return -1;
+    if (table->parts == NULL) return -1;
     table->part_count = part_count;
     return 0;
 }
 
-void table_free(struct table *table)
-{
-    for (unsigned i = 0; i < table->part_count; i++)
-        free(table->parts[i].slots);
+void table_free(struct table *table) {
+    for (unsigned i = 0; i < table->part_count; i++) free(table->parts[i].slots);
     free(table->parts);
     *table = (struct table){0};
 }
 
-static struct table_part *part_of(const struct table *table, uint64_t hash)
-{
+static struct table_part *part_of(const struct table *table, uint64_t hash) {
     return &table->parts[table->part_count == TABLE_ONE_PART ? 0 : hash >> 56];
 }
 
-static bool is_empty(const struct table_slot *slot)
-{
-    return (slot->low | slot->high) == 0;
-}
+static bool is_empty(const struct table_slot *slot) { return (slot->low | slot->high) == 0; }
 
-static uint32_t home_of(uint32_t tag, uint32_t homes)
-{
+static uint32_t home_of(uint32_t tag, uint32_t homes) {
     return (uint32_t)((uint64_t)tag * homes >> 32);
 }
 
 /* Moves part into a new array with this many homes, no fewer than it has, and a new tail. */
-static int rebuild(struct table_part *part, uint32_t homes)
-{
+static int rebuild(struct table_part *part, uint32_t homes) {
     uint32_t tail = TAIL_SLOTS + 2 * (part->spilled + part->reserved);
     struct table_slot *slots = calloc((size_t)homes + tail, sizeof *slots);
-    if (slots == NULL)
-        return -1;
+    if (slots == NULL) return -1;
 
     uint32_t next = 0; /* the slot behind the last entry */
     for (uint32_t i = 0; i < part->homes + part->spilled; i++) {
         const struct table_slot *slot = &part->slots[i];
-        if (is_empty(slot))
-            continue;
+        if (is_empty(slot)) continue;
         uint32_t home = home_of(slot->tag, homes);
         next = home > next ? home : next;
         slots[next++] = *slot;
@@ -174,45 +155,33 @@ static int rebuild(struct table_part *part, uint32_t homes)
     return 0;
 }
 
-static uint32_t homes_after(uint32_t homes)
-{
-    if (homes == 0)
-        return FIRST_HOMES;
+static uint32_t homes_after(uint32_t homes) {
+    if (homes == 0) return FIRST_HOMES;
     return homes < DOUBLING_HOMES ? 2 * homes : homes + homes / 4;
 }
 
-int table_reserve(struct table *table, uint64_t hash)
-{
+int table_reserve(struct table *table, uint64_t hash) {
     struct table_part *part = part_of(table, hash);
     uint32_t homes = part->homes;
 
-    if (part->used + part->reserved >= homes - homes / 8)
-        homes = homes_after(homes);
-    if (homes > MAX_HOMES)
-        return -1;
+    if (part->used + part->reserved >= homes - homes / 8) homes = homes_after(homes);
+    if (homes > MAX_HOMES) return -1;
     bool tail_is_short = part->tail - part->spilled <= part->reserved + 1;
-    if ((homes > part->homes || tail_is_short) && rebuild(part, homes) < 0)
-        return -1;
+    if ((homes > part->homes || tail_is_short) && rebuild(part, homes) < 0) return -1;
     part->reserved++;
     return 0;
 }
 
-void table_release(struct table *table, uint64_t hash)
-{
-    part_of(table, hash)->reserved--;
-}
+void table_release(struct table *table, uint64_t hash) { part_of(table, hash)->reserved--; }
 
-void table_insert(struct table *table, uint64_t hash, uint64_t value)
-{
+void table_insert(struct table *table, uint64_t hash, uint64_t value) {
     struct table_part *part = part_of(table, hash);
     uint32_t tag = (uint32_t)hash;
     struct table_slot *slot = &part->slots[home_of(tag, part->homes)];
 
-    while (!is_empty(slot) && slot->tag <= tag)
-        slot++;
+    while (!is_empty(slot) && slot->tag <= tag) slot++;
     struct table_slot *end = slot;
-    while (!is_empty(end))
-        end++;
+    while (!is_empty(end)) end++;
     memmove(slot + 1, slot, (size_t)(end - slot) * sizeof *slot);
     *slot = (struct table_slot){tag, (uint32_t)(value + 1), (uint32_t)((value + 1) >> 32)};
 
@@ -222,32 +191,26 @@ void table_insert(struct table *table, uint64_t hash, uint64_t value)
     table->count++;
 }
 
-struct table_search table_find(const struct table *table, uint64_t hash)
-{
+struct table_search table_find(const struct table *table, uint64_t hash) {
     static const struct table_slot nothing;
     const struct table_part *part = part_of(table, hash);
     uint32_t tag = (uint32_t)hash;
 
-    if (part->slots == NULL)
-        return (struct table_search){&nothing, tag};
+    if (part->slots == NULL) return (struct table_search){&nothing, tag};
     return (struct table_search){&part->slots[home_of(tag, part->homes)], tag};
 }
 
-bool table_next(struct table_search *search, uint64_t *value)
-{
+bool table_next(struct table_search *search, uint64_t *value) {
     const struct table_slot *slot = search->slot;
 
-    while (!is_empty(slot) && slot->tag < search->tag)
-        slot++;
-    if (is_empty(slot) || slot->tag != search->tag)
-        return false;
+    while (!is_empty(slot) && slot->tag < search->tag) slot++;
+    if (is_empty(slot) || slot->tag != search->tag) return false;
     *value = ((uint64_t)slot->high << 32 | slot->low) - 1;
     search->slot = slot + 1;
     return true;
 }
 
-void table_clear(struct table *table)
-{
+void table_clear(struct table *table) {
     for (unsigned i = 0; i < table->part_count; i++) {
         struct table_part *part = &table->parts[i];
         size_t slots = (size_t)part->homes + part->tail;

@@ -40,8 +40,7 @@ static struct {
 
 /* ---- what is wrapped ---- */
 
-static bool is_refused(void)
-{
+static bool is_refused(void) {
     if (fake.allocations_left > 0)
         fake.allocations_left--;
     else if (fake.allocations_left == 0)
@@ -51,36 +50,29 @@ static bool is_refused(void)
 
 void *__real_malloc(size_t size);
 void *__wrap_malloc(size_t size);
-void *__wrap_malloc(size_t size)
-{
-    return is_refused() ? NULL : __real_malloc(size);
-}
+void *__wrap_malloc(size_t size) { return is_refused() ? NULL : __real_malloc(size); }
 
 void *__real_calloc(size_t count, size_t size);
 void *__wrap_calloc(size_t count, size_t size);
-void *__wrap_calloc(size_t count, size_t size)
-{
+void *__wrap_calloc(size_t count, size_t size) {
     return is_refused() ? NULL : __real_calloc(count, size);
 }
 
 void *__real_realloc(void *memory, size_t size);
 void *__wrap_realloc(void *memory, size_t size);
-void *__wrap_realloc(void *memory, size_t size)
-{
+void *__wrap_realloc(void *memory, size_t size) {
     return is_refused() ? NULL : __real_realloc(memory, size);
 }
 
 void *__real_reallocarray(void *memory, size_t count, size_t size);
 void *__wrap_reallocarray(void *memory, size_t count, size_t size);
-void *__wrap_reallocarray(void *memory, size_t count, size_t size)
-{
+void *__wrap_reallocarray(void *memory, size_t count, size_t size) {
     return is_refused() ? NULL : __real_reallocarray(memory, count, size);
 }
 
 ssize_t __real_read(int fd, void *buffer, size_t size);
 ssize_t __wrap_read(int fd, void *buffer, size_t size);
-ssize_t __wrap_read(int fd, void *buffer, size_t size)
-{
+ssize_t __wrap_read(int fd, void *buffer, size_t size) {
     fake.reads++;
     if (fake.read_error != 0 && (fake.read_error != EINTR || fake.reads % 2 == 1)) {
         errno = fake.read_error;
@@ -96,42 +88,35 @@ ssize_t __wrap_read(int fd, void *buffer, size_t size)
 
 ssize_t __real_getrandom(void *buffer, size_t size, unsigned flags);
 ssize_t __wrap_getrandom(void *buffer, size_t size, unsigned flags);
-ssize_t __wrap_getrandom(void *buffer, size_t size, unsigned flags)
-{
-    if (fake.random_error == 0)
-        return __real_getrandom(buffer, size, flags);
+ssize_t __wrap_getrandom(void *buffer, size_t size, unsigned flags) {
+    if (fake.random_error == 0) return __real_getrandom(buffer, size, flags);
     errno = fake.random_error;
-    if (fake.random_error == EINTR)
-        fake.random_error = 0;
+    if (fake.random_error == EINTR) fake.random_error = 0;
     return -1;
 }
 
 uint64_t __real_table_hash(struct table_key key, struct slice bytes);
 uint64_t __wrap_table_hash(struct table_key key, struct slice bytes);
-uint64_t __wrap_table_hash(struct table_key key, struct slice bytes)
-{
+uint64_t __wrap_table_hash(struct table_key key, struct slice bytes) {
     return fake.collides ? 7 : __real_table_hash(key, bytes);
 }
 
 /* ---- a directory with two files ---- */
 
-static const char *path_of(const char *name)
-{
+static const char *path_of(const char *name) {
     static char path[sizeof fake.dir + 16];
     snprintf(path, sizeof path, "%s/%s", fake.dir, name);
     return path;
 }
 
-static void write_file(const char *name, struct slice text)
-{
+static void write_file(const char *name, struct slice text) {
     FILE *file = fopen(path_of(name), "w");
     assert_non_null(file);
     assert_int_equal(fwrite(text.p, 1, text.n, file), text.n);
     assert_int_equal(fclose(file), 0);
 }
 
-static int reset_fakes(void **state)
-{
+static int reset_fakes(void **state) {
     (void)state;
     fake.allocations_left = -1;
     fake.growing_fd = -1;
@@ -141,39 +126,31 @@ static int reset_fakes(void **state)
     return 0;
 }
 
-static int make_dir(void **state)
-{
+static int make_dir(void **state) {
     const char *parent = getenv("TMPDIR");
     snprintf(fake.dir, sizeof fake.dir, "%.40s/access.XXXXXX", parent != NULL ? parent : "/tmp");
     return mkdtemp(fake.dir) == NULL ? -1 : reset_fakes(state);
 }
 
-static int remove_dir(void **state)
-{
+static int remove_dir(void **state) {
     (void)state;
     unlink(path_of("users"));
     unlink(path_of("rooms"));
     return rmdir(fake.dir);
 }
 
-static struct access *load(struct slice users, struct slice rooms)
-{
+static struct access *load(struct slice users, struct slice rooms) {
     char why[512] = "";
     write_file("users", users);
     write_file("rooms", rooms);
     struct access *access = access_load(fake.dir, why, sizeof why);
-    if (access == NULL)
-        fail_msg("%s", why);
+    if (access == NULL) fail_msg("%s", why);
     return access;
 }
 
-static struct access *load_rooms(const char *rooms)
-{
-    return load(SLICE(""), slice_of(rooms));
-}
+static struct access *load_rooms(const char *rooms) { return load(SLICE(""), slice_of(rooms)); }
 
-static int lowest_free_fd(void)
-{
+static int lowest_free_fd(void) {
     int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0);
     close(fd);
@@ -181,8 +158,7 @@ static int lowest_free_fd(void)
 }
 
 /* The directory as it is must be refused with this reason, which begins with the path. */
-static void assert_refused(const char *reason)
-{
+static void assert_refused(const char *reason) {
     char why[512] = "", expected[512];
     int fd = lowest_free_fd();
     snprintf(expected, sizeof expected, "%s/%s", fake.dir, reason);
@@ -191,20 +167,17 @@ static void assert_refused(const char *reason)
     assert_int_equal(lowest_free_fd(), fd);
 }
 
-static bool knows(const struct access *access, const char *user, const char *token)
-{
+static bool knows(const struct access *access, const char *user, const char *token) {
     return access_knows_user(access, slice_of(user), slice_of(token));
 }
 
-static char type(const struct access *access, const char *room, const char *user)
-{
+static char type(const struct access *access, const char *room, const char *user) {
     return access_room_type(access, slice_of(room), slice_of(user));
 }
 
 /* ---- tokens ---- */
 
-static void hashes_tokens(void **state)
-{
+static void hashes_tokens(void **state) {
     static const struct {
         const char *token, *hash; /* from Python: b64encode(sha256(token).digest()) */
     } rows[] = {
@@ -223,8 +196,7 @@ static void hashes_tokens(void **state)
 }
 
 /* A thousand digests pass through every character in every place; what is written must be read. */
-static void reads_the_hashes_it_writes(void **state)
-{
+static void reads_the_hashes_it_writes(void **state) {
     static char users[1000 * 64];
     char hash[ACCESS_HASH_CHARS + 1], token[32];
     size_t size = 0;
@@ -246,8 +218,7 @@ static void reads_the_hashes_it_writes(void **state)
     access_free(access);
 }
 
-static void knows_the_right_token_only(void **state)
-{
+static void knows_the_right_token_only(void **state) {
     static char long_text[100000];
     struct access *access = load(SLICE(SEED_USER " " SEED_HASH "\n"), SLICE(""));
     (void)state;
@@ -273,8 +244,7 @@ static void knows_the_right_token_only(void **state)
     access_free(access);
 }
 
-static void lets_a_user_have_several_tokens(void **state)
-{
+static void lets_a_user_have_several_tokens(void **state) {
     struct access *access =
         load(SLICE("u 47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n" /* "" */
                    "v ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=\n" /* "a" */
@@ -294,8 +264,7 @@ static void lets_a_user_have_several_tokens(void **state)
 
 /* ---- rooms ---- */
 
-static void tells_types_and_members(void **state)
-{
+static void tells_types_and_members(void **state) {
     struct access *access = load_rooms("pub c\npubl c x y\npriv p ann bob\ndir d ann\nempty p\n");
     (void)state;
     assert_int_equal(type(access, "pub", "ann"), 'c');
@@ -318,8 +287,7 @@ static void tells_types_and_members(void **state)
     access_free(access);
 }
 
-static void keeps_the_default_line_apart(void **state)
-{
+static void keeps_the_default_line_apart(void **state) {
     struct access *access = load_rooms("priv p ann\n* d bob\npub c\n");
     (void)state;
     assert_int_equal(type(access, "nowhere", "bob"), 'd');
@@ -338,18 +306,15 @@ static void keeps_the_default_line_apart(void **state)
 }
 
 /* Writes a line "RID TYPE PREFIX0 ... PREFIXn-1". Returns its end. */
-static char *print_room(char *out, const char *head, const char *prefix, int members)
-{
+static char *print_room(char *out, const char *head, const char *prefix, int members) {
     out += sprintf(out, "%s", head);
-    for (int i = 0; i < members; i++)
-        out += sprintf(out, " %s%d", prefix, i);
+    for (int i = 0; i < members; i++) out += sprintf(out, " %s%d", prefix, i);
     return out + sprintf(out, "\n");
 }
 
 /* The first eight members and the later ones are found in two ways; one must not know of the other,
  * of another room's or of another number of them. */
-static void finds_any_number_of_members(void **state)
-{
+static void finds_any_number_of_members(void **state) {
     static const int counts[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,  12,
                                  13, 14, 15, 16, 17, 18, 19, 20, 64, 65, 1000};
     static char rooms[65536];
@@ -380,8 +345,7 @@ static void finds_any_number_of_members(void **state)
     }
 }
 
-static void finds_ten_thousand_members(void **state)
-{
+static void finds_ten_thousand_members(void **state) {
     static char rooms[200000];
     static char long_user[1000];
     char *end = print_room(rooms, "big p", "member", 10000);
@@ -405,8 +369,7 @@ static void finds_ten_thousand_members(void **state)
     access_free(access);
 }
 
-static void finds_many_rooms(void **state)
-{
+static void finds_many_rooms(void **state) {
     static char rooms[20000 * 24];
     char *end = rooms, room[16];
     (void)state;
@@ -423,8 +386,7 @@ static void finds_many_rooms(void **state)
 }
 
 /* A hash only proposes: with all of them equal, the answers are the same. */
-static void answers_by_bytes_not_by_hashes(void **state)
-{
+static void answers_by_bytes_not_by_hashes(void **state) {
     static const char *const users[] = {"a", "b", "i", "j", "k", "x"};
     (void)state;
     fake.collides = true;
@@ -453,8 +415,7 @@ static void answers_by_bytes_not_by_hashes(void **state)
 
 /* ---- the text ---- */
 
-static void passes_over_what_says_nothing(void **state)
-{
+static void passes_over_what_says_nothing(void **state) {
     static const char *const rows[] = {
         "r p ann\n",
         "r p ann",
@@ -483,8 +444,7 @@ static void passes_over_what_says_nothing(void **state)
     access_free(access);
 }
 
-static void accepts_empty_files(void **state)
-{
+static void accepts_empty_files(void **state) {
     struct access *access = load(SLICE(""), SLICE(""));
     (void)state;
     assert_false(knows(access, SEED_USER, SEED_TOKEN));
@@ -496,8 +456,7 @@ static void accepts_empty_files(void **state)
 #define X50  "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
 #define X255 X50 X50 X50 X50 X50 "xxxxx"
 
-static void accepts_the_longest_ids(void **state)
-{
+static void accepts_the_longest_ids(void **state) {
     struct access *access =
         load(SLICE(X255 " " SEED_HASH "\n\xf0\x9f\x94\x91 " SEED_HASH "\n"),
              SLICE(X255 " p a b c d e f g h " X255 "\n\xc3\xa9 d \xf0\x9f\x94\x91\n"));
@@ -513,12 +472,9 @@ static void accepts_the_longest_ids(void **state)
 
 /* ---- refusals ---- */
 
-static void refuses_bad_users(void **state)
-{
+static void refuses_bad_users(void **state) {
 #define ROW(text, reason)                                                                          \
-    {                                                                                              \
-        {(text), sizeof(text) - 1}, "users:" reason                                                \
-    }
+    { {(text), sizeof(text) - 1}, "users:" reason }
 #define FORM_RULE "line must be USERID HASHED_TOKEN"
 #define HASH_RULE "hashed token must be 44 characters, the base64 of 32 bytes"
     static const struct {
@@ -556,12 +512,9 @@ static void refuses_bad_users(void **state)
 #undef ROW
 }
 
-static void refuses_bad_rooms(void **state)
-{
+static void refuses_bad_rooms(void **state) {
 #define ROW(text, reason)                                                                          \
-    {                                                                                              \
-        {(text), sizeof(text) - 1}, "rooms:" reason                                                \
-    }
+    { {(text), sizeof(text) - 1}, "rooms:" reason }
 #define LINE_RULE "line must be RID TYPE [USERID...]"
 #define TYPE_RULE "type must be c, p or d"
     static const struct {
@@ -599,8 +552,7 @@ static void refuses_bad_rooms(void **state)
 #undef ROW
 }
 
-static void refuses_what_is_no_file(void **state)
-{
+static void refuses_what_is_no_file(void **state) {
     static const char *const names[] = {"users", "rooms"};
     char reason[64];
     (void)state;
@@ -621,8 +573,7 @@ static void refuses_what_is_no_file(void **state)
     }
 }
 
-static void refuses_a_directory_that_cannot_be(void **state)
-{
+static void refuses_a_directory_that_cannot_be(void **state) {
     static char dir[8192];
     char why[512];
     (void)state;
@@ -635,8 +586,7 @@ static void refuses_a_directory_that_cannot_be(void **state)
 
 /* ---- what can go wrong below ---- */
 
-static void reads_files_in_pieces(void **state)
-{
+static void reads_files_in_pieces(void **state) {
     (void)state;
     for (size_t piece = 1; piece < 40; piece++) {
         fake.read_bytes = piece;
@@ -649,8 +599,7 @@ static void reads_files_in_pieces(void **state)
 }
 
 /* The file ends where read says so, not where fstat did. */
-static void reads_what_was_added_meanwhile(void **state)
-{
+static void reads_what_was_added_meanwhile(void **state) {
     char why[512] = "";
     (void)state;
     write_file("users", SLICE("first " SEED_HASH "\n"));
@@ -673,8 +622,7 @@ static void reads_what_was_added_meanwhile(void **state)
     close(fd);
 }
 
-static void reports_errors_of_the_system(void **state)
-{
+static void reports_errors_of_the_system(void **state) {
     char why[512] = "";
     (void)state;
     write_file("users", SLICE(""));
@@ -693,8 +641,7 @@ static void reports_errors_of_the_system(void **state)
 }
 
 /* Loads with one allocation after the other failing, until none does. */
-static void survives_a_lack_of_memory(void **state)
-{
+static void survives_a_lack_of_memory(void **state) {
     static char rooms[4096];
     char why[512];
     char *end = print_room(rooms, "big p", "u", 200);
@@ -710,8 +657,7 @@ static void survives_a_lack_of_memory(void **state)
         fake.allocations_left = n;
         access = access_load(fake.dir, why, sizeof why);
         fake.allocations_left = -1;
-        if (access == NULL)
-            assert_string_equal(why, "out of memory");
+        if (access == NULL) assert_string_equal(why, "out of memory");
         assert_true(n < 1000);
     }
     assert_true(n > 10);
@@ -721,14 +667,12 @@ static void survives_a_lack_of_memory(void **state)
     access_free(access);
 }
 
-static void loads_the_repositorys_data(void **state)
-{
+static void loads_the_repositorys_data(void **state) {
     const char *dir = getenv("ROOMKEYD_DATA");
     char why[512] = "";
     (void)state;
     struct access *access = access_load(dir != NULL ? dir : "data", why, sizeof why);
-    if (access == NULL)
-        fail_msg("%s", why);
+    if (access == NULL) fail_msg("%s", why);
     assert_true(knows(access, SEED_USER, SEED_TOKEN));
     assert_int_equal(type(access, "wCiXndNp5NqNY3uCc", SEED_USER), 'c');
     assert_int_equal(type(access, "Qe3Wa3outaDMKzAZC", SEED_USER), 'p');
@@ -738,8 +682,7 @@ static void loads_the_repositorys_data(void **state)
 
 #define TEST(function) cmocka_unit_test_setup(function, reset_fakes)
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(hashes_tokens),
         TEST(reads_the_hashes_it_writes),

@@ -76,35 +76,29 @@ struct store {
 };
 
 /* alice has the token "secret" and bob "hidden". */
-bool access_knows_user(const struct access *access, struct slice user, struct slice token)
-{
+bool access_knows_user(const struct access *access, struct slice user, struct slice token) {
     ((struct access *)access)->asked_user++;
     return (slice_equal(user, SLICE("alice")) && slice_equal(token, SLICE("secret"))) ||
            (slice_equal(user, SLICE("bob")) && slice_equal(token, SLICE("hidden")));
 }
 
 /* Every room is a channel, but for these. */
-char access_room_type(const struct access *access, struct slice room, struct slice user)
-{
+char access_room_type(const struct access *access, struct slice room, struct slice user) {
     ((struct access *)access)->asked_room++;
     assert_true(slice_is_id(room));
-    if (slice_equal(room, SLICE("nowhere")))
-        return 0;
-    if (slice_equal(room, SLICE("private")))
-        return slice_equal(user, SLICE("alice")) ? 'p' : 0;
+    if (slice_equal(room, SLICE("nowhere"))) return 0;
+    if (slice_equal(room, SLICE("private"))) return slice_equal(user, SLICE("alice")) ? 'p' : 0;
     return slice_equal(room, SLICE("direct")) ? 'd' : 'c';
 }
 
-static void note(struct text *text, struct slice id)
-{
+static void note(struct text *text, struct slice id) {
     assert_true(slice_is_id(id));
     memcpy(text->bytes, id.p, id.n);
     text->n = id.n;
 }
 
 enum store_result store_set(struct store *store, const struct store_record *record,
-                            uint64_t *ticket)
-{
+                            uint64_t *ticket) {
     store->sets++;
     note(&store->user, record->user);
     note(&store->room, record->room);
@@ -114,8 +108,7 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 }
 
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
-                            size_t *key_size)
-{
+                            size_t *key_size) {
     store->gets++;
     note(&store->room, room);
     if (store->result == STORE_OK) {
@@ -125,18 +118,14 @@ enum store_result store_get(struct store *store, struct slice room, char key[ID_
     return store->result;
 }
 
-bool store_has_failed(const struct store *store)
-{
-    return store->failed;
-}
+bool store_has_failed(const struct store *store) { return store->failed; }
 
 static bool malloc_fails;
 static unsigned mallocs;
 
 void *__real_malloc(size_t size);
 void *__wrap_malloc(size_t size);
-void *__wrap_malloc(size_t size)
-{
+void *__wrap_malloc(size_t size) {
     mallocs++;
     return malloc_fails ? NULL : __real_malloc(size);
 }
@@ -151,15 +140,13 @@ struct world {
     struct api_reply reply;
 };
 
-static int set_up(void **state)
-{
+static int set_up(void **state) {
     struct world *w = calloc(1, sizeof *w);
     *state = w;
     return w == NULL;
 }
 
-static int tear_down(void **state)
-{
+static int tear_down(void **state) {
     struct world *w = *state;
     free(w->buffer);
     free(w);
@@ -167,31 +154,27 @@ static int tear_down(void **state)
 }
 
 /* Makes w->request from a head (its empty line included) and a body. */
-static void parse(struct world *w, struct slice head, struct slice body)
-{
+static void parse(struct world *w, struct slice head, struct slice body) {
     size_t size = head.n + body.n;
     free(w->buffer);
     w->buffer = malloc(size);
     assert_non_null(w->buffer);
     memcpy(w->buffer, head.p, head.n);
-    if (body.n > 0)
-        memcpy(w->buffer + head.n, body.p, body.n);
+    if (body.n > 0) memcpy(w->buffer + head.n, body.p, body.n);
     http_request_init(&w->request);
     if (http_parse(&w->request, w->buffer, &size) != HTTP_DONE)
         fail_msg("not a whole request: %s\n%s", w->request.why, head.p);
     assert_int_equal(w->request.size, head.n + body.n);
 }
 
-static void answer(struct world *w)
-{
+static void answer(struct world *w) {
     struct api api = {&w->access, &w->store};
     memset(&w->reply, 0xA5, sizeof w->reply); /* nothing may be left as it was */
     api_answer(&api, &w->request, &w->reply);
 }
 
 /* METHOD TARGET with these fields, each ended by \r\n, and this body. */
-static void ask_plain(struct world *w, const char *line, const char *fields, struct slice body)
-{
+static void ask_plain(struct world *w, const char *line, const char *fields, struct slice body) {
     char head[HTTP_MAX_HEAD_BYTES];
     int n = snprintf(head, sizeof head, "%s HTTP/1.1\r\nHost: h\r\n%sContent-Length: %zu\r\n\r\n",
                      line, fields, body.n);
@@ -200,34 +183,29 @@ static void ask_plain(struct world *w, const char *line, const char *fields, str
 }
 
 /* The same with alice's credentials. */
-static void ask(struct world *w, const char *line, const char *fields, struct slice body)
-{
+static void ask(struct world *w, const char *line, const char *fields, struct slice body) {
     char all[512];
     snprintf(all, sizeof all, "X-User-Id: alice\r\nX-Auth-Token: secret\r\n%s", fields);
     ask_plain(w, line, all, body);
 }
 
-static void post(struct world *w, struct slice body)
-{
+static void post(struct world *w, struct slice body) {
     ask(w, "POST " SET_KEY, "Content-Type: application/json\r\n", body);
 }
 
-static void get(struct world *w, const char *target)
-{
+static void get(struct world *w, const char *target) {
     char line[HTTP_MAX_TARGET_BYTES + 16];
     snprintf(line, sizeof line, "GET %s", target);
     ask(w, line, "", SLICE(""));
 }
 
-static void check_text(struct slice got, const char *expected)
-{
+static void check_text(struct slice got, const char *expected) {
     if (!slice_equal(got, slice_of(expected)))
         fail_msg("got      %.*s\nexpected %s", (int)got.n, got.p, expected);
 }
 
 /* The reply as a whole: what the caller sets is not set yet, what is not said is not sent. */
-static void check(struct world *w, int status, const char *body)
-{
+static void check(struct world *w, int status, const char *body) {
     const struct http_reply *http = &w->reply.http;
     bool is_json = body[0] == '{';
     check_text(http->body, body);
@@ -241,12 +219,10 @@ static void check(struct world *w, int status, const char *body)
     assert_false(http->confirm_keep_alive);
     assert_int_equal(http->retry_after_s, 0);
     assert_int_equal(http->head_only, slice_equal(w->request.method, SLICE("HEAD")));
-    if (status != 405 && status != 204)
-        assert_null(http->allow);
+    if (status != 405 && status != 204) assert_null(http->allow);
 }
 
-static void check_id(const struct text *got, struct slice expected)
-{
+static void check_id(const struct text *got, struct slice expected) {
     if (!slice_equal((struct slice){got->bytes, got->n}, expected))
         fail_msg("got %.*s, expected %.*s", (int)got->n, got->bytes, (int)expected.n, expected.p);
 }
@@ -255,8 +231,7 @@ static void check_id(const struct text *got, struct slice expected)
 
 #define BODY(rid, key) SLICE("{\"rid\":" rid ",\"keyID\":" key "}")
 
-static void test_sets_a_key(void **state)
-{
+static void test_sets_a_key(void **state) {
     struct world *w = *state;
     w->store.ticket = 7;
     post(w, BODY("\"" RID "\"", "\"" KEY "\""));
@@ -269,8 +244,7 @@ static void test_sets_a_key(void **state)
     check_id(&w->store.key, SLICE(KEY));
 }
 
-static void test_usual_call_allocates_nothing(void **state)
-{
+static void test_usual_call_allocates_nothing(void **state) {
     struct world *w = *state;
     struct api api = {&w->access, &w->store};
     post(w, BODY("\"" RID "\"", "\"" KEY "\""));
@@ -280,8 +254,7 @@ static void test_usual_call_allocates_nothing(void **state)
     assert_ptr_not_equal(w->reply.http.body.p, w->reply.scratch); /* nor copies its body */
 }
 
-static void test_key_exists(void **state)
-{
+static void test_key_exists(void **state) {
     struct world *w = *state;
     w->store.result = STORE_EXISTS;
     post(w, BODY("\"r\"", "\"k\""));
@@ -291,8 +264,7 @@ static void test_key_exists(void **state)
     assert_int_equal(w->reply.ticket, 9);
 }
 
-static void test_storage_unavailable(void **state)
-{
+static void test_storage_unavailable(void **state) {
     struct world *w = *state;
     w->store.result = STORE_UNAVAILABLE;
     post(w, BODY("\"r\"", "\"k\""));
@@ -302,8 +274,7 @@ static void test_storage_unavailable(void **state)
     check(w, 503, STORAGE);
 }
 
-static void test_credentials(void **state)
-{
+static void test_credentials(void **state) {
     static const char *const refused[] = {
         "",
         "X-User-Id: alice\r\n",
@@ -324,8 +295,7 @@ static void test_credentials(void **state)
     assert_int_equal(w->store.sets + w->store.gets + w->access.asked_room, 0);
 }
 
-static void test_content_types(void **state)
-{
+static void test_content_types(void **state) {
     static const struct {
         const char *fields;
         bool taken;
@@ -361,12 +331,9 @@ struct body_row {
 };
 
 #define ROW(body, status, expected)                                                                \
-    {                                                                                              \
-        {(body), sizeof(body) - 1}, (status), (expected)                                           \
-    }
+    { {(body), sizeof(body) - 1}, (status), (expected) }
 
-static void check_bodies(struct world *w, const struct body_row *rows, size_t n)
-{
+static void check_bodies(struct world *w, const struct body_row *rows, size_t n) {
     for (size_t i = 0; i < n; i++) {
         unsigned sets = w->store.sets;
         post(w, rows[i].body);
@@ -377,8 +344,7 @@ static void check_bodies(struct world *w, const struct body_row *rows, size_t n)
 
 #define CHECK_BODIES(w, rows) check_bodies((w), (rows), sizeof(rows) / sizeof *(rows))
 
-static void test_types(void **state)
-{
+static void test_types(void **state) {
     static const struct body_row rows[] = {
         /* clang-format off */
         ROW("",                                 400, MATCH_ERROR("undefined")), /* counts as {} */
@@ -411,8 +377,7 @@ static void test_types(void **state)
     CHECK_BODIES((struct world *)*state, rows);
 }
 
-static void test_members(void **state)
-{
+static void test_members(void **state) {
     static const struct body_row rows[] = {
         /* clang-format off */
         ROW("\t{\n \"keyID\" : \"k\" ,\r\n \"rid\" : \"r\" } \n", 200, SUCCESS),
@@ -439,8 +404,7 @@ static void test_members(void **state)
     CHECK_BODIES((struct world *)*state, rows);
 }
 
-static void test_rooms_and_keys(void **state)
-{
+static void test_rooms_and_keys(void **state) {
     static const struct body_row rows[] = {
         /* clang-format off */
         ROW("{\"rid\":\"\",\"keyID\":\"k\"}",        400, INVALID_ROOM),
@@ -462,21 +426,17 @@ static void test_rooms_and_keys(void **state)
 }
 
 /* Writes {"rid":"r...","keyID":"k..."} with so many times each unit. */
-static struct slice long_body(char *out, const char *unit, size_t rids, size_t keys)
-{
+static struct slice long_body(char *out, const char *unit, size_t rids, size_t keys) {
     char *p = out;
     p += sprintf(p, "{\"rid\":\"");
-    for (size_t i = 0; i < rids; i++)
-        p += sprintf(p, "%s", unit);
+    for (size_t i = 0; i < rids; i++) p += sprintf(p, "%s", unit);
     p += sprintf(p, "\",\"keyID\":\"");
-    for (size_t i = 0; i < keys; i++)
-        p += sprintf(p, "%s", unit);
+    for (size_t i = 0; i < keys; i++) p += sprintf(p, "%s", unit);
     p += sprintf(p, "\"}");
     return (struct slice){out, (size_t)(p - out)};
 }
 
-static void test_lengths(void **state)
-{
+static void test_lengths(void **state) {
     static const struct {
         const char *unit, *decoded;
     } units[] = {{"a", "a"},
@@ -504,17 +464,13 @@ static void test_lengths(void **state)
     }
 }
 
-static void test_decoded_values(void **state)
-{
+static void test_decoded_values(void **state) {
     static const struct {
         struct slice written, decoded;
     } rows[] = {
 #define DECODES(written, decoded)                                                                  \
     {                                                                                              \
-        {(written), sizeof(written) - 1},                                                          \
-        {                                                                                          \
-            (decoded), sizeof(decoded) - 1                                                         \
-        }                                                                                          \
+        {(written), sizeof(written) - 1}, { (decoded), sizeof(decoded) - 1 }                       \
     }
         DECODES("plain", "plain"),
         DECODES("\\\"\\\\\\/\\b\\f\\n\\r\\t", "\"\\/\b\f\n\r\t"),
@@ -542,8 +498,7 @@ static void test_decoded_values(void **state)
     }
 }
 
-static void test_lone_surrogates(void **state)
-{
+static void test_lone_surrogates(void **state) {
 #define LONE(n) INVALID_JSON("lone surrogate at byte " #n)
     static const struct body_row rows[] = {
         /* clang-format off */
@@ -591,8 +546,7 @@ enum {
     ALL_FAULTS = (1 << 9) - 1,
 };
 
-static void ask_with_faults(struct world *w, unsigned faults)
-{
+static void ask_with_faults(struct world *w, unsigned faults) {
     char body[128], fields[128];
     const char *rid = faults & RID_NO_STRING ? "5" : faults & BAD_ROOM ? "\"nowhere\"" : "\"r\"";
     const char *key = faults & KEY_NO_STRING ? "{}" : faults & BAD_KEY ? "\"\"" : "\"k\"";
@@ -607,8 +561,7 @@ static void ask_with_faults(struct world *w, unsigned faults)
     ask_plain(w, "POST " SET_KEY, fields, (struct slice){body, (size_t)n});
 }
 
-static void check_first_fault(struct world *w, unsigned faults)
-{
+static void check_first_fault(struct world *w, unsigned faults) {
     static const struct {
         unsigned fault;
         int status;
@@ -626,8 +579,7 @@ static void check_first_fault(struct world *w, unsigned faults)
         {0, 200, SUCCESS},
     };
     size_t i = 0;
-    while (order[i].fault != 0 && !(faults & order[i].fault))
-        i++;
+    while (order[i].fault != 0 && !(faults & order[i].fault)) i++;
     if (order[i].fault == BAD_JSON)
         assert_non_null(
             strstr(w->reply.http.body.p, "Invalid JSON: text after the value at byte "));
@@ -636,8 +588,7 @@ static void check_first_fault(struct world *w, unsigned faults)
 }
 
 /* Every set of faults that can occur together; the earliest of each has to answer. */
-static void test_order_of_checks(void **state)
-{
+static void test_order_of_checks(void **state) {
     struct world *w = *state;
     for (unsigned faults = 0; faults <= ALL_FAULTS; faults++) {
         if ((faults & RID_NO_STRING && faults & BAD_ROOM) ||
@@ -676,8 +627,7 @@ static const char *const valid_json[] = {
 };
 
 /* Each one as a whole body, and as a value among others: that shows that jsmn agrees. */
-static void test_valid_json(void **state)
-{
+static void test_valid_json(void **state) {
     struct world *w = *state;
     for (size_t i = 0; i < sizeof valid_json / sizeof *valid_json; i++) {
         char body[512];
@@ -692,8 +642,7 @@ static void test_valid_json(void **state)
 
 #define BAD(body, why) ROW(body, 400, INVALID_JSON(why))
 
-static void test_structure(void **state)
-{
+static void test_structure(void **state) {
     static const struct body_row rows[] = {
         /* clang-format off */
         BAD(" ", "unexpected end at byte 1"),
@@ -764,8 +713,7 @@ static void test_structure(void **state)
     CHECK_BODIES((struct world *)*state, rows);
 }
 
-static void test_numbers_and_literals(void **state)
-{
+static void test_numbers_and_literals(void **state) {
     static const struct body_row rows[] = {
         /* clang-format off */
         BAD("-", "unexpected end at byte 1"),
@@ -811,8 +759,7 @@ static void test_numbers_and_literals(void **state)
     CHECK_BODIES((struct world *)*state, rows);
 }
 
-static void test_strings(void **state)
-{
+static void test_strings(void **state) {
     static const struct body_row rows[] = {
         /* clang-format off */
         BAD("\"", "unexpected end at byte 1"),
@@ -867,8 +814,7 @@ static void test_strings(void **state)
 }
 
 /* Where a text is cut off, that is where it is wrong. */
-static void test_every_prefix(void **state)
-{
+static void test_every_prefix(void **state) {
     static const char text[] =
         "{\"rid\":\"r\\u0041\\n\",\"x\":[-1.5e+3,true,{\"y\":null},[]],\"keyID\":\"k\"}";
     struct world *w = *state;
@@ -885,20 +831,16 @@ static void test_every_prefix(void **state)
 /* ---- Depth, width, time ---------------------------------------------------------------------- */
 
 /* open and close each so many times, with middle between them. */
-static struct slice nested(char *out, const char *open, size_t depth, const char *middle)
-{
+static struct slice nested(char *out, const char *open, size_t depth, const char *middle) {
     char *p = out;
-    for (size_t i = 0; i < depth; i++)
-        p += sprintf(p, "%s", open);
+    for (size_t i = 0; i < depth; i++) p += sprintf(p, "%s", open);
     p += sprintf(p, "%s", middle);
-    for (size_t i = 0; i < depth; i++)
-        *p++ = open[0] == '[' ? ']' : '}';
+    for (size_t i = 0; i < depth; i++) *p++ = open[0] == '[' ? ']' : '}';
     *p = '\0';
     return (struct slice){out, (size_t)(p - out)};
 }
 
-static void test_depth(void **state)
-{
+static void test_depth(void **state) {
     struct world *w = *state;
     char body[1024];
     post(w, nested(body, "[", 64, ""));
@@ -918,16 +860,14 @@ static void test_depth(void **state)
     check(w, 400, INVALID_JSON("expected a comma or a closing bracket at byte 19"));
 }
 
-static void repeat(char *body, const char *before, const char *unit, const char *after)
-{
+static void repeat(char *body, const char *before, const char *unit, const char *after) {
     char *p = body + sprintf(body, "%s", before);
     while ((size_t)(p - body) + strlen(unit) + strlen(after) <= HTTP_MAX_BODY_BYTES)
         p += sprintf(p, "%s", unit);
     strcpy(p, after);
 }
 
-static void test_width(void **state)
-{
+static void test_width(void **state) {
     struct world *w = *state;
     char *body = malloc(HTTP_MAX_BODY_BYTES + 1);
     assert_non_null(body);
@@ -939,8 +879,7 @@ static void test_width(void **state)
     check(w, 200, SUCCESS);
     for (unsigned fields = 20; fields < 50; fields++) { /* around JSON_FEW_TOKENS */
         char *p = body + sprintf(body, "{\"rid\":\"r\"");
-        for (unsigned i = 0; i < fields; i++)
-            p += sprintf(p, ",\"x\":%u", i);
+        for (unsigned i = 0; i < fields; i++) p += sprintf(p, ",\"x\":%u", i);
         strcpy(p, ",\"keyID\":\"k\"}");
         post(w, slice_of(body));
         check(w, 200, SUCCESS);
@@ -948,15 +887,13 @@ static void test_width(void **state)
     free(body);
 }
 
-static void test_no_memory(void **state)
-{
+static void test_no_memory(void **state) {
     struct world *w = *state;
     struct api api = {&w->access, &w->store};
     char body[HTTP_MAX_BODY_BYTES];
     for (unsigned numbers = 56; numbers <= 59; numbers++) {
         char *p = body + sprintf(body, "{\"rid\":\"r\",\"x\":[0");
-        for (unsigned i = 1; i < numbers; i++)
-            p += sprintf(p, ",0");
+        for (unsigned i = 1; i < numbers; i++) p += sprintf(p, ",0");
         strcpy(p, "],\"keyID\":\"k\"}");
         post(w, slice_of(body));
         check(w, 200, SUCCESS);
@@ -977,16 +914,14 @@ static void test_no_memory(void **state)
 #define MAX_MS 100.0
 #endif
 
-static double now_ms(void)
-{
+static double now_ms(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
 /* The best of some runs, so that a busy machine does not fail it. */
-static void check_time(struct world *w, const char *name, const char *body, double max_ms)
-{
+static void check_time(struct world *w, const char *name, const char *body, double max_ms) {
     struct api api = {&w->access, &w->store};
     double best = 1e9;
     post(w, slice_of(body));
@@ -1001,8 +936,7 @@ static void check_time(struct world *w, const char *name, const char *body, doub
     assert_true(best < max_ms);
 }
 
-static void test_linear_time(void **state)
-{
+static void test_linear_time(void **state) {
     static const struct {
         const char *name, *before, *unit, *after;
     } rows[] = {
@@ -1043,8 +977,7 @@ static void test_linear_time(void **state)
 
 /* ---- GET /api/v1/rooms.info ------------------------------------------------------------------ */
 
-static void test_room_info(void **state)
-{
+static void test_room_info(void **state) {
     struct world *w = *state;
     w->store.result = STORE_NONE;
     get(w, ROOMS "?roomId=" RID);
@@ -1065,8 +998,7 @@ static void test_room_info(void **state)
     check(w, 503, STORAGE);
 }
 
-static void test_room_info_queries(void **state)
-{
+static void test_room_info_queries(void **state) {
     static const struct {
         const char *query;
         const char *room; /* what it names, or NULL for no parameter, "" for no such room */
@@ -1128,8 +1060,7 @@ static void test_room_info_queries(void **state)
     }
 }
 
-static void test_room_info_lengths(void **state)
-{
+static void test_room_info_lengths(void **state) {
     struct world *w = *state;
     char target[HTTP_MAX_TARGET_BYTES];
     w->store.result = STORE_NONE;
@@ -1148,8 +1079,7 @@ static void test_room_info_lengths(void **state)
     check(w, 400, NO_ROOM_ID);
 }
 
-static void test_json_escapes(void **state)
-{
+static void test_json_escapes(void **state) {
     struct world *w = *state;
     w->store.shown_key = SLICE("\x01\x08\t\n\x0B\f\r\x1B\x1F\"\\/\x7F'<\xC3\xA9\xE2\x80\xA8");
     get(w, ROOMS "?roomId=%22%5c%0a%1f%7f%e2%82%ac");
@@ -1160,15 +1090,13 @@ static void test_json_escapes(void **state)
 }
 
 /* The longest body there is fits, and its end is whole. */
-static void test_longest_body(void **state)
-{
+static void test_longest_body(void **state) {
     struct world *w = *state;
     char key[ID_MAX_BYTES], target[HTTP_MAX_TARGET_BYTES];
     memset(key, 1, sizeof key);
     w->store.shown_key = (struct slice){key, sizeof key};
     char *p = target + sprintf(target, ROOMS "?roomId=");
-    for (unsigned i = 0; i < ID_MAX_BYTES; i++)
-        p += sprintf(p, "%%01");
+    for (unsigned i = 0; i < ID_MAX_BYTES; i++) p += sprintf(p, "%%01");
     get(w, target);
     struct slice body = w->reply.http.body;
     assert_int_equal(body.n, strlen("{\"room\":{\"_id\":\"\",\"t\":\"c\",\"e2eKeyId\":\"\"},"
@@ -1180,8 +1108,7 @@ static void test_longest_body(void **state)
 
 /* ---- Everything else ------------------------------------------------------------------------- */
 
-static void test_health(void **state)
-{
+static void test_health(void **state) {
     struct world *w = *state;
     ask_plain(w, "GET /healthz", "", SLICE(""));
     check(w, 200, "ok");
@@ -1197,8 +1124,7 @@ static void test_health(void **state)
 #define ALLOW_GET  "GET, HEAD, OPTIONS"
 #define ALLOW_ALL  "GET, HEAD, POST, OPTIONS"
 
-static void test_routes(void **state)
-{
+static void test_routes(void **state) {
     static const struct {
         const char *line;
         int status;
@@ -1237,14 +1163,12 @@ static void test_routes(void **state)
               rows[i].status == 404   ? NOT_FOUND
               : rows[i].status == 405 ? METHOD_NOT_ALLOWED
                                       : "");
-        if (rows[i].allow != NULL)
-            assert_string_equal(w->reply.http.allow, rows[i].allow);
+        if (rows[i].allow != NULL) assert_string_equal(w->reply.http.allow, rows[i].allow);
     }
     assert_int_equal(w->access.asked_user + w->store.sets + w->store.gets, 0);
 }
 
-static void test_refuse(void **state)
-{
+static void test_refuse(void **state) {
     static const int statuses[] = {400, 408, 413, 414, 417, 431, 501, 503, 505};
     struct world *w = *state;
     for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++) {
@@ -1262,8 +1186,7 @@ static void test_refuse(void **state)
 }
 
 /* api.c and http.c together, down to the wire. */
-static void test_wire(void **state)
-{
+static void test_wire(void **state) {
     struct world *w = *state;
     char out[HTTP_MAX_REPLY_HEAD_BYTES + API_MAX_BODY_BYTES];
     post(w, BODY("\"\"", "\"\""));
@@ -1275,8 +1198,7 @@ static void test_wire(void **state)
     assert_non_null(memmem(out, n, "\r\nCache-Control: no-store\r\n", 27));
 }
 
-int main(void)
-{
+int main(void) {
 #define TEST(function) cmocka_unit_test_setup_teardown(function, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(test_sets_a_key),

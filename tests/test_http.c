@@ -1,8 +1,8 @@
 /*
  * test_http.c: the request parser and the reply writer.
  *
- * A row is a run of bytes and what has to become of it. Each row is run whole, byte by byte, and cut
- * in two at every offset, and every run has to come to the same. Before each call the bytes are
+ * A row is a run of bytes and what has to become of it. Each row is run whole, byte by byte, and
+ * cut in two at every offset, and every run has to come to the same. Before each call the bytes are
  * moved so that the last one touches an unreadable page: reading one byte too many crashes, and a
  * pointer kept from an earlier call points at rubbish.
  */
@@ -25,13 +25,11 @@
 #define ARENA_BYTES ((size_t)1 << 20)
 
 /* Memory that ends at an unreadable page. */
-static char *make_arena(void)
-{
+static char *make_arena(void) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     char *p =
         mmap(NULL, ARENA_BYTES + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED || mprotect(p + ARENA_BYTES, page, PROT_NONE) != 0)
-        abort();
+    if (p == MAP_FAILED || mprotect(p + ARENA_BYTES, page, PROT_NONE) != 0) abort();
     return p;
 }
 
@@ -45,8 +43,7 @@ struct run {
     enum http_progress progress;
 };
 
-static void begin_run(struct run *run, char *arena)
-{
+static void begin_run(struct run *run, char *arena) {
     memset(run, 0xA5, sizeof(*run)); /* http_request_init must not rely on zeros */
     http_request_init(&run->request);
     run->arena = arena;
@@ -57,8 +54,7 @@ static void begin_run(struct run *run, char *arena)
 }
 
 /* Lets bytes of the input arrive up to offset `to`, and calls the parser. */
-static void feed(struct run *run, struct slice input, size_t to)
-{
+static void feed(struct run *run, struct slice input, size_t to) {
     size_t more = to - run->fed, before = run->size + more;
     char *moved = run->arena + ARENA_BYTES - before;
     assert_true(before <= ARENA_BYTES);
@@ -84,13 +80,11 @@ static void feed(struct run *run, struct slice input, size_t to)
 }
 
 /* Feeds the input in pieces of `piece` bytes, the first one of `first`. */
-static void feed_pieces(struct run *run, struct slice input, size_t first, size_t piece)
-{
+static void feed_pieces(struct run *run, struct slice input, size_t first, size_t piece) {
     size_t to = first;
     for (;;) {
         feed(run, input, to < input.n ? to : input.n);
-        if (run->progress != HTTP_MORE || run->fed == input.n)
-            return;
+        if (run->progress != HTTP_MORE || run->fed == input.n) return;
         to = run->fed + piece;
     }
 }
@@ -112,23 +106,19 @@ struct row {
     bool close, http10;
 };
 
-static struct slice text_or(const char *text, const char *otherwise)
-{
+static struct slice text_or(const char *text, const char *otherwise) {
     return slice_of(text ? text : otherwise);
 }
 
 #define assert_slice(found, wanted) assert_slice_at(found, wanted, __LINE__)
-static void assert_slice_at(struct slice found, struct slice wanted, int line)
-{
-    if (slice_equal(found, wanted))
-        return;
+static void assert_slice_at(struct slice found, struct slice wanted, int line) {
+    if (slice_equal(found, wanted)) return;
     print_error("line %d: found '%.*s', wanted '%.*s'\n", line, (int)found.n, found.p,
                 (int)wanted.n, wanted.p);
     fail();
 }
 
-static void check_complete(const struct run *run, const struct row *row)
-{
+static void check_complete(const struct run *run, const struct row *row) {
     const struct http_request *request = &run->request;
     bool is_post = row->input.n > 4 && memcmp(row->input.p, "POST", 4) == 0;
     struct slice rest = text_or(row->rest, "");
@@ -145,8 +135,7 @@ static void check_complete(const struct run *run, const struct row *row)
     assert_memory_equal(run->buffer + request->size, rest.p, here);
 }
 
-static void check_outcome(const struct run *run, const struct row *row)
-{
+static void check_outcome(const struct run *run, const struct row *row) {
     if (row->status == INCOMPLETE) {
         assert_int_equal(run->progress, HTTP_MORE);
     } else if (row->status == 0) {
@@ -161,18 +150,15 @@ static void check_outcome(const struct run *run, const struct row *row)
 }
 
 /* Two runs of one row came to the same. */
-static void check_same(const struct run *run, const struct run *whole)
-{
+static void check_same(const struct run *run, const struct run *whole) {
     assert_int_equal(run->progress, whole->progress);
     assert_int_equal(run->request.begun, whole->request.begun);
     assert_int_equal(run->request.head_done, whole->request.head_done);
-    if (run->progress == HTTP_ERROR)
-        assert_string_equal(run->request.why, whole->request.why);
+    if (run->progress == HTTP_ERROR) assert_string_equal(run->request.why, whole->request.why);
 }
 
 /* Runs a row whole, byte by byte, and cut in two at every `stride`th offset. */
-static void check_row(const struct row *row, size_t stride)
-{
+static void check_row(const struct row *row, size_t stride) {
     char *arena = make_arena();
     struct run whole, by_byte, cut;
     begin_run(&whole, arena);
@@ -184,8 +170,7 @@ static void check_row(const struct row *row, size_t stride)
     check_outcome(&by_byte, row);
     check_same(&by_byte, &whole);
     assert_int_equal(by_byte.continues, row->continues);
-    if (row->certain_at > 0)
-        assert_int_equal(by_byte.fed, row->certain_at);
+    if (row->certain_at > 0) assert_int_equal(by_byte.fed, row->certain_at);
 
     for (size_t at = 0; at <= row->input.n; at += stride) {
         begin_run(&cut, arena);
@@ -199,8 +184,7 @@ static void check_row(const struct row *row, size_t stride)
     munmap(arena, ARENA_BYTES + (size_t)sysconf(_SC_PAGESIZE));
 }
 
-static void check_rows(const struct row *rows, size_t count)
-{
+static void check_rows(const struct row *rows, size_t count) {
     for (size_t i = 0; i < count; i++) {
         print_message("  %s\n", rows[i].name);
         check_row(&rows[i], 1);
@@ -215,9 +199,7 @@ static void check_rows(const struct row *rows, size_t count)
 
 /* The shapes most rows' inputs have. */
 #define IN(bytes)                                                                                  \
-    {                                                                                              \
-        (bytes), sizeof(bytes) - 1                                                                 \
-    }
+    { (bytes), sizeof(bytes) - 1 }
 #define GET(target, fields) IN("GET " target " HTTP/1.1\r\nHost: h\r\n" fields "\r\n")
 #define BARE(request_line)  IN(request_line "\r\nHost: h\r\n\r\n")
 #define POST(fields, rest)  IN("POST / HTTP/1.1\r\nHost: h\r\n" fields "\r\n" rest)
@@ -606,121 +588,94 @@ static const struct row connection_rows[] = {
      .http10 = true, .close = true},
 };
 
-static void test_request_lines(void **state)
-{
+static void test_request_lines(void **state) {
     (void)state;
     check_rows(request_line_rows, COUNT(request_line_rows));
 }
 
-static void test_targets(void **state)
-{
+static void test_targets(void **state) {
     (void)state;
     check_rows(target_rows, COUNT(target_rows));
 }
 
-static void test_fields(void **state)
-{
+static void test_fields(void **state) {
     (void)state;
     check_rows(field_rows, COUNT(field_rows));
 }
 
-static void test_hosts(void **state)
-{
+static void test_hosts(void **state) {
     (void)state;
     check_rows(host_rows, COUNT(host_rows));
 }
 
-static void test_lengths(void **state)
-{
+static void test_lengths(void **state) {
     (void)state;
     check_rows(length_rows, COUNT(length_rows));
 }
 
-static void test_codings(void **state)
-{
+static void test_codings(void **state) {
     (void)state;
     check_rows(coding_rows, COUNT(coding_rows));
 }
 
-static void test_chunks(void **state)
-{
+static void test_chunks(void **state) {
     (void)state;
     check_rows(chunk_rows, COUNT(chunk_rows));
 }
 
-static void test_extensions(void **state)
-{
+static void test_extensions(void **state) {
     (void)state;
     check_rows(extension_rows, COUNT(extension_rows));
 }
 
-static void test_trailers(void **state)
-{
+static void test_trailers(void **state) {
     (void)state;
     check_rows(trailer_rows, COUNT(trailer_rows));
 }
 
-static void test_expectations(void **state)
-{
+static void test_expectations(void **state) {
     (void)state;
     check_rows(expect_rows, COUNT(expect_rows));
 }
 
-static void test_connections(void **state)
-{
+static void test_connections(void **state) {
     (void)state;
     check_rows(connection_rows, COUNT(connection_rows));
 }
 
 /* ---- Every byte in every place ------------------------------------------------------------ */
 
-static bool is_in(unsigned byte, const char *set)
-{
+static bool is_in(unsigned byte, const char *set) {
     return byte != 0 && strchr(set, (int)byte) != NULL;
 }
 
-static bool is_alnum(unsigned byte)
-{
+static bool is_alnum(unsigned byte) {
     return is_in(byte, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz");
 }
 
-static bool is_tchar(unsigned byte)
-{
-    return is_alnum(byte) || is_in(byte, "!#$%&'*+-.^_`|~");
-}
+static bool is_tchar(unsigned byte) { return is_alnum(byte) || is_in(byte, "!#$%&'*+-.^_`|~"); }
 
-static bool is_target_char(unsigned byte)
-{
-    return byte > 0x20 && byte < 0x7F && byte != '#';
-}
+static bool is_target_char(unsigned byte) { return byte > 0x20 && byte < 0x7F && byte != '#'; }
 
-static bool is_value_char(unsigned byte)
-{
-    return byte == '\t' || (byte >= 0x20 && byte != 0x7F);
-}
+static bool is_value_char(unsigned byte) { return byte == '\t' || (byte >= 0x20 && byte != 0x7F); }
 
-static bool is_host_char(unsigned byte)
-{
+static bool is_host_char(unsigned byte) {
     return is_alnum(byte) || is_in(byte, "-._~!$&'()*+,;=%");
 }
 
-static bool is_name_char(unsigned byte)
-{
+static bool is_name_char(unsigned byte) {
     return is_tchar(byte) || byte == ':'; /* "A:a: b" is a name and a value */
 }
 
-static bool is_quoted_char(unsigned byte)
-{
+static bool is_quoted_char(unsigned byte) {
     return is_value_char(byte) && byte != '"'; /* a backslash escapes the letter after it */
 }
 
-static bool is_extension_char(unsigned byte)
-{
+static bool is_extension_char(unsigned byte) {
     return is_tchar(byte) || byte == '=' || byte == ';';
 }
 
-static void test_every_byte_in_every_place(void **state)
-{
+static void test_every_byte_in_every_place(void **state) {
     (void)state;
     static const struct place {
         struct slice input; /* with \1 where the byte goes */
@@ -765,23 +720,20 @@ struct text {
     size_t n;
 };
 
-static void add(struct text *text, const char *more)
-{
+static void add(struct text *text, const char *more) {
     size_t n = strlen(more);
     assert_true(text->n + n <= sizeof(text->bytes));
     memcpy(text->bytes + text->n, more, n);
     text->n += n;
 }
 
-static void add_fill(struct text *text, char c, size_t n)
-{
+static void add_fill(struct text *text, char c, size_t n) {
     assert_true(text->n + n <= sizeof(text->bytes));
     memset(text->bytes + text->n, c, n);
     text->n += n;
 }
 
-static struct text *new_text(const char *start)
-{
+static struct text *new_text(const char *start) {
     struct text *text = malloc(sizeof(*text));
     assert_non_null(text);
     text->n = 0;
@@ -790,15 +742,13 @@ static struct text *new_text(const char *start)
 }
 
 /* Runs the text as a row and frees it. */
-static void check_text(struct text *text, struct row row, size_t stride)
-{
+static void check_text(struct text *text, struct row row, size_t stride) {
     row.input = (struct slice){text->bytes, text->n};
     check_row(&row, stride);
     free(text);
 }
 
-static void test_target_limit(void **state)
-{
+static void test_target_limit(void **state) {
     (void)state;
     char *path = malloc(HTTP_MAX_TARGET_BYTES + 1);
     assert_non_null(path);
@@ -828,16 +778,14 @@ static void test_target_limit(void **state)
 }
 
 /* A head of n bytes in all. */
-static struct text *head_of(size_t n)
-{
+static struct text *head_of(size_t n) {
     struct text *text = new_text("GET / HTTP/1.1\r\nHost: h\r\nA: ");
     add_fill(text, 'a', n - text->n - 4);
     add(text, "\r\n\r\n");
     return text;
 }
 
-static void test_head_limit(void **state)
-{
+static void test_head_limit(void **state) {
     (void)state;
     struct row past = {.status = 431, .certain_at = HTTP_MAX_HEAD_BYTES};
     struct text *with_rest = head_of(HTTP_MAX_HEAD_BYTES);
@@ -864,8 +812,7 @@ static void test_head_limit(void **state)
     check_text(late, past, 97);
 }
 
-static void test_field_limit(void **state)
-{
+static void test_field_limit(void **state) {
     (void)state;
     for (unsigned count = HTTP_MAX_FIELDS; count <= HTTP_MAX_FIELDS + 1; count++) {
         struct text *head = new_text("GET / HTTP/1.1\r\nHost: h\r\n");
@@ -884,12 +831,10 @@ static void test_field_limit(void **state)
     }
 }
 
-static void test_body_limit(void **state)
-{
+static void test_body_limit(void **state) {
     (void)state;
     struct text *body = new_text("");
-    for (unsigned i = 0; i < HTTP_MAX_BODY_BYTES; i++)
-        add_fill(body, (char)(i * 7 + i / 256), 1);
+    for (unsigned i = 0; i < HTTP_MAX_BODY_BYTES; i++) add_fill(body, (char)(i * 7 + i / 256), 1);
     struct row row = {.long_body = {body->bytes, body->n}, .rest = "G"};
 
     struct text *whole = new_text("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 65536\r\n\r\n");
@@ -920,16 +865,14 @@ static void test_body_limit(void **state)
     free(body);
 }
 
-static struct text *chunk_line_of(size_t n)
-{
+static struct text *chunk_line_of(size_t n) {
     struct text *text = new_text("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
                                  "1\r\na\r\n0;");
     add_fill(text, 'a', n - 2);
     return text;
 }
 
-static void test_chunk_line_limit(void **state)
-{
+static void test_chunk_line_limit(void **state) {
     (void)state;
     struct text *at = chunk_line_of(HTTP_MAX_CHUNK_LINE_BYTES);
     struct text *past = chunk_line_of(HTTP_MAX_CHUNK_LINE_BYTES + 1);
@@ -947,8 +890,7 @@ static void test_chunk_line_limit(void **state)
     check_text(zeros, (struct row){.status = 400}, 1);
 }
 
-static struct text *trailers_of(size_t n)
-{
+static struct text *trailers_of(size_t n) {
     struct text *text = new_text("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
                                  "1\r\na\r\n0\r\n");
     add(text, "A: ");
@@ -957,8 +899,7 @@ static struct text *trailers_of(size_t n)
     return text;
 }
 
-static void test_trailer_limit(void **state)
-{
+static void test_trailer_limit(void **state) {
     (void)state;
     check_text(trailers_of(HTTP_MAX_HEAD_BYTES), (struct row){.body = "a"}, 97);
     check_text(trailers_of(HTTP_MAX_HEAD_BYTES + 1), (struct row){.status = 431}, 97);
@@ -968,8 +909,7 @@ static void test_trailer_limit(void **state)
 /* ---- Several requests, and what is promised between calls --------------------------------- */
 
 /* Parses a stream of requests as a server does, `piece` bytes at a time, and lists them in log. */
-static void list_requests(struct slice input, size_t piece, struct text *log)
-{
+static void list_requests(struct slice input, size_t piece, struct text *log) {
     static const size_t room = HTTP_MAX_REQUEST_BYTES;
     char *buffer = malloc(room);
     struct http_request request;
@@ -996,8 +936,7 @@ static void list_requests(struct slice input, size_t piece, struct text *log)
             add(log, request.why);
         } else {
             size_t more = input.n - fed < piece ? input.n - fed : piece;
-            if (more == 0)
-                break;
+            if (more == 0) break;
             assert_true(size + more <= room);
             memcpy(buffer + size, input.p + fed, more);
             fed += more;
@@ -1007,13 +946,11 @@ static void list_requests(struct slice input, size_t piece, struct text *log)
     free(buffer);
 }
 
-static void assert_log(const struct text *log, const char *wanted)
-{
+static void assert_log(const struct text *log, const char *wanted) {
     assert_slice(((struct slice){log->bytes, log->n}), slice_of(wanted));
 }
 
-static void test_pipelining(void **state)
-{
+static void test_pipelining(void **state) {
     (void)state;
     const struct slice input =
         SLICE("GET /1 HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -1032,9 +969,8 @@ static void test_pipelining(void **state)
     free(log);
 }
 
-/* What is parsed in one call leaves the bytes behind it where they are, however much was chunked. */
-static void test_the_rest_does_not_move(void **state)
-{
+/* What is parsed in one call leaves the bytes behind it where they are, chunked or not. */
+static void test_the_rest_does_not_move(void **state) {
     (void)state;
     char text[] = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
                   "1\r\na\r\n1\r\nb\r\n0\r\n\r\nGET / HTTP/1.1\r\n";
@@ -1047,8 +983,7 @@ static void test_the_rest_does_not_move(void **state)
     assert_string_equal(text + request.size, "GET / HTTP/1.1\r\n");
 }
 
-static void test_begun_and_head_done(void **state)
-{
+static void test_begun_and_head_done(void **state) {
     (void)state;
     const struct slice input = POST("Content-Length: 2\r\n", "ab");
     char buffer[128];
@@ -1077,8 +1012,7 @@ static void test_begun_and_head_done(void **state)
 }
 
 /* HTTP_CONTINUE is for a client that waits: not for one that has sent everything. */
-static void test_continue_only_while_waiting(void **state)
-{
+static void test_continue_only_while_waiting(void **state) {
     (void)state;
     const struct slice input = POST("Expect: 100-continue\r\nContent-Length: 2\r\n", "ab");
     char buffer[128];
@@ -1099,8 +1033,7 @@ static void test_continue_only_while_waiting(void **state)
 }
 
 /* The longest request that there is, in a buffer of just the promised size. */
-static void test_buffer_size(void **state)
-{
+static void test_buffer_size(void **state) {
     (void)state;
     struct text *input = new_text("POST /long HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked"
                                   "\r\nA: ");
@@ -1125,17 +1058,15 @@ static void test_buffer_size(void **state)
     free(log);
 }
 
-/* Joining 64 Ki chunks of one byte moves 64 KiB: were the rest moved down at each chunk, it would be
- * 12 GiB and take seconds, where this takes milliseconds. Processor time, so other processes do not
- * count, and a bound that is generous under every sanitizer. */
-static void test_joining_is_linear(void **state)
-{
+/* Joining 64 Ki chunks of one byte moves 64 KiB: were the rest moved down at each chunk, it would
+ * be 12 GiB and take seconds, where this takes milliseconds. Processor time, so other processes do
+ * not count, and a bound that is generous under every sanitizer. */
+static void test_joining_is_linear(void **state) {
     (void)state;
     struct text *input =
         new_text("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
     struct http_request request;
-    for (unsigned i = 0; i < HTTP_MAX_BODY_BYTES; i++)
-        add(input, "1\r\nx\r\n");
+    for (unsigned i = 0; i < HTTP_MAX_BODY_BYTES; i++) add(input, "1\r\nx\r\n");
     add(input, "0\r\n\r\n");
     clock_t begin = clock();
     http_request_init(&request);
@@ -1147,15 +1078,13 @@ static void test_joining_is_linear(void **state)
 
 /* ---- Random inputs ------------------------------------------------------------------------ */
 
-static uint64_t next_random(uint64_t *seed)
-{
+static uint64_t next_random(uint64_t *seed) {
     *seed = *seed * 6364136223846793005u + 1442695040888963407u;
     return *seed >> 33;
 }
 
 /* A row's input with a few bytes replaced, doubled or taken out. */
-static void mutate(struct text *text, struct slice input, uint64_t *seed)
-{
+static void mutate(struct text *text, struct slice input, uint64_t *seed) {
     static const char bytes[] = "\r\n\r\n \t:;=\",0159aAfF\\/\0\x80";
     text->n = 0;
     for (size_t i = 0; i < input.n; i++) {
@@ -1168,8 +1097,7 @@ static void mutate(struct text *text, struct slice input, uint64_t *seed)
 }
 
 /* Whatever the bytes, any split of them comes to the same. */
-static void test_random_splits(void **state)
-{
+static void test_random_splits(void **state) {
     (void)state;
     static const struct slice inputs[] = {
         CHUNKED("3;a=\"b\\c\"\r\nabc\r\n2 ; d\r\nde\r\n0\r\nA: b\r\n\r\nGET / HTTP/1.1\r\n"),
@@ -1198,8 +1126,7 @@ static void test_random_splits(void **state)
 
 /* ---- Looking fields up -------------------------------------------------------------------- */
 
-static void test_field_lookup(void **state)
-{
+static void test_field_lookup(void **state) {
     (void)state;
     const struct slice input =
         GET("/", "X-Auth-Token: \t a b \r\nEmpty:\r\nx-AUTH-token:second\r\nX-Auth-Toke: c\r\n");
@@ -1221,8 +1148,7 @@ static void test_field_lookup(void **state)
     assert_slice(value, SLICE(""));
 }
 
-static void test_trailers_are_not_fields(void **state)
-{
+static void test_trailers_are_not_fields(void **state) {
     (void)state;
     const struct slice input = CHUNKED("0\r\nX-Auth-Token: a\r\nHost: b\r\n\r\n");
     char buffer[256];
@@ -1237,8 +1163,7 @@ static void test_trailers_are_not_fields(void **state)
     assert_slice(value, SLICE("h"));
 }
 
-static void test_equal_ignoring_case(void **state)
-{
+static void test_equal_ignoring_case(void **state) {
     (void)state;
     assert_true(http_equal_ignoring_case(SLICE("aZ09-"), SLICE("Az09-")));
     assert_true(http_equal_ignoring_case(SLICE(""), SLICE("")));
@@ -1254,16 +1179,14 @@ static void test_equal_ignoring_case(void **state)
 #define DATE "Sun, 06 Nov 1994 08:49:37 GMT"
 
 /* The reply is `wanted`, and its head keeps to the promised length. */
-static void assert_reply(struct http_reply reply, const char *wanted)
-{
+static void assert_reply(struct http_reply reply, const char *wanted) {
     char out[HTTP_MAX_REPLY_HEAD_BYTES + 256];
     size_t n = http_write_reply(out, &reply, DATE);
     assert_slice(((struct slice){out, n}), slice_of(wanted));
     assert_true(n <= HTTP_MAX_REPLY_HEAD_BYTES + reply.body.n);
 }
 
-static void test_replies(void **state)
-{
+static void test_replies(void **state) {
     (void)state;
     const struct slice json = SLICE("application/json"), ok = SLICE("{\"success\":true}");
     assert_reply(
@@ -1290,8 +1213,7 @@ static void test_replies(void **state)
         "Retry-After: 10\r\nConnection: close\r\n\r\n");
 }
 
-static void test_longest_reply_head(void **state)
-{
+static void test_longest_reply_head(void **state) {
     (void)state;
     char allow[HTTP_MAX_REPLY_TEXT_BYTES], out[HTTP_MAX_REPLY_HEAD_BYTES];
     memset(allow, 'A', sizeof(allow));
@@ -1308,26 +1230,22 @@ static void test_longest_reply_head(void **state)
     assert_true(http_write_reply(out, &reply, DATE) <= sizeof(out));
 }
 
-static void test_reasons(void **state)
-{
+static void test_reasons(void **state) {
     (void)state;
     static const int statuses[] = {200, 204, 400, 401, 404, 405, 408, 413,
                                    414, 415, 417, 431, 501, 503, 505};
-    for (size_t i = 0; i < COUNT(statuses); i++)
-        assert_true(strlen(http_reason(statuses[i])) > 0);
+    for (size_t i = 0; i < COUNT(statuses); i++) assert_true(strlen(http_reason(statuses[i])) > 0);
     assert_string_equal(http_reason(431), "Request Header Fields Too Large");
     assert_string_equal(http_reason(299), "");
 }
 
-static void assert_date(time_t now, const char *wanted)
-{
+static void assert_date(time_t now, const char *wanted) {
     char date[HTTP_DATE_BYTES];
     http_date(now, date);
     assert_string_equal(date, wanted);
 }
 
-static void test_dates(void **state)
-{
+static void test_dates(void **state) {
     (void)state;
     assert_date(0, "Thu, 01 Jan 1970 00:00:00 GMT");
     assert_date(784111777, "Sun, 06 Nov 1994 08:49:37 GMT"); /* the one in RFC 9110, 5.6.7 */
@@ -1346,8 +1264,7 @@ static void test_dates(void **state)
 }
 
 /* Every other day or so, at all hours, until 2400, against the C library in the locale "C". */
-static void test_dates_against_the_library(void **state)
-{
+static void test_dates_against_the_library(void **state) {
     (void)state;
     for (int64_t now = 0; now < 13569465600; now += 86400 * 2 + 3661) {
         char wanted[64];
@@ -1359,8 +1276,7 @@ static void test_dates_against_the_library(void **state)
     }
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_request_lines),
         cmocka_unit_test(test_targets),

@@ -45,18 +45,15 @@ static const uint32_t PREFIXES[] = {
     0x8e3f3819,
 };
 
-static void assert_digest(const void *data, size_t n, const char *expected)
-{
+static void assert_digest(const void *data, size_t n, const char *expected) {
     unsigned char digest[SHA256_BYTES];
     char hex[2 * SHA256_BYTES + 1];
     sha256(data, n, digest);
-    for (size_t i = 0; i < SHA256_BYTES; i++)
-        snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+    for (size_t i = 0; i < SHA256_BYTES; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
     assert_string_equal(hex, expected);
 }
 
-static void gives_the_standards_examples(void **state)
-{
+static void gives_the_standards_examples(void **state) {
     static const struct {
         const char *text, *digest;
     } rows[] = {
@@ -73,8 +70,7 @@ static void gives_the_standards_examples(void **state)
         assert_digest(rows[i].text, strlen(rows[i].text), rows[i].digest);
 }
 
-static void hashes_a_million_bytes(void **state)
-{
+static void hashes_a_million_bytes(void **state) {
     size_t n = 1000003;
     unsigned char *data = malloc(n);
     (void)state;
@@ -82,23 +78,20 @@ static void hashes_a_million_bytes(void **state)
     memset(data, 'a', n);
     assert_digest(data, 1000000,
                   "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
-    for (size_t i = 0; i < n; i++)
-        data[i] = (unsigned char)(i * 131 % 251);
+    for (size_t i = 0; i < n; i++) data[i] = (unsigned char)(i * 131 % 251);
     assert_digest(data, n, "c3d051bb90b18bb4c8ed6f1e4967e35ff6cfa379848aa2ffbed33e3d3dd500aa");
     free(data);
 }
 
 /* Each message in a block of exactly its size, so that a sanitizer sees a byte read too many, and
  * at an odd address too. */
-static void hashes_every_length(void **state)
-{
+static void hashes_every_length(void **state) {
     (void)state;
     for (size_t n = 0; n < sizeof PREFIXES / sizeof *PREFIXES; n++) {
         unsigned char *data = malloc(n + 1);
         unsigned char digest[SHA256_BYTES];
         assert_non_null(data);
-        for (size_t i = 0; i < n; i++)
-            data[i + 1] = (unsigned char)(n + 7 * i);
+        for (size_t i = 0; i < n; i++) data[i + 1] = (unsigned char)(n + 7 * i);
         sha256(data + 1, n, digest);
         uint32_t prefix = (uint32_t)digest[0] << 24 | (uint32_t)digest[1] << 16 |
                           (uint32_t)digest[2] << 8 | digest[3];
@@ -108,14 +101,12 @@ static void hashes_every_length(void **state)
     }
 }
 
-static void accepts_no_data_at_all(void **state)
-{
+static void accepts_no_data_at_all(void **state) {
     (void)state;
     assert_digest(NULL, 0, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gives_the_standards_examples),
         cmocka_unit_test(hashes_a_million_bytes),

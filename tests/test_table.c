@@ -26,33 +26,28 @@ void *__wrap_calloc(size_t count, size_t size);
 void __real_free(void *memory);
 void __wrap_free(void *memory);
 
-void *__wrap_calloc(size_t count, size_t size)
-{
+void *__wrap_calloc(size_t count, size_t size) {
     fake.calls++;
-    if (fake.refuses)
-        return NULL;
+    if (fake.refuses) return NULL;
     void *memory = __real_calloc(count, size);
     fake.bytes += memory != NULL ? malloc_usable_size(memory) : 0;
     return memory;
 }
 
-void __wrap_free(void *memory)
-{
+void __wrap_free(void *memory) {
     fake.bytes -= memory != NULL ? malloc_usable_size(memory) : 0;
     __real_free(memory);
 }
 
 /* splitmix64 */
-static uint64_t draw(void)
-{
+static uint64_t draw(void) {
     uint64_t x = fake.random += 0x9e3779b97f4a7c15;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
     x = (x ^ x >> 27) * 0x94d049bb133111eb;
     return x ^ x >> 31;
 }
 
-static int seed_generator(void **state)
-{
+static int seed_generator(void **state) {
     const char *text = getenv("SEED");
     (void)state;
     fake.random = text != NULL ? strtoull(text, NULL, 0) : (uint64_t)(uintptr_t)&state ^ 20210401;
@@ -71,8 +66,7 @@ struct model {
     uint64_t hashes[MODEL_ENTRIES], values[MODEL_ENTRIES];
 };
 
-static struct model *model_new(unsigned part_count)
-{
+static struct model *model_new(unsigned part_count) {
     struct model *model = malloc(sizeof *model);
     assert_non_null(model);
     model->count = 0;
@@ -80,16 +74,14 @@ static struct model *model_new(unsigned part_count)
     return model;
 }
 
-static void model_free(struct model *model)
-{
+static void model_free(struct model *model) {
     table_free(&model->table);
     assert_int_equal(fake.bytes, 0);
     __real_free(model);
 }
 
 /* Puts in an entry that has been reserved. Must not allocate. */
-static void model_insert(struct model *model, uint64_t hash, uint64_t value)
-{
+static void model_insert(struct model *model, uint64_t hash, uint64_t value) {
     unsigned calls = fake.calls;
     table_insert(&model->table, hash, value);
     assert_int_equal(fake.calls, calls);
@@ -99,35 +91,29 @@ static void model_insert(struct model *model, uint64_t hash, uint64_t value)
     assert_int_equal(model->table.count, model->count);
 }
 
-static void model_add(struct model *model, uint64_t hash, uint64_t value)
-{
+static void model_add(struct model *model, uint64_t hash, uint64_t value) {
     assert_int_equal(table_reserve(&model->table, hash), 0);
     model_insert(model, hash, value);
 }
 
-static bool finds(const struct table *table, uint64_t hash, uint64_t value)
-{
+static bool finds(const struct table *table, uint64_t hash, uint64_t value) {
     struct table_search search = table_find(table, hash);
     uint64_t candidate;
     while (table_next(&search, &candidate))
-        if (candidate == value)
-            return true;
+        if (candidate == value) return true;
     return false;
 }
 
-static size_t count_candidates(const struct table *table, uint64_t hash)
-{
+static size_t count_candidates(const struct table *table, uint64_t hash) {
     struct table_search search = table_find(table, hash);
     uint64_t candidate;
     size_t count = 0;
-    while (table_next(&search, &candidate))
-        count++;
+    while (table_next(&search, &candidate)) count++;
     assert_false(table_next(&search, &candidate)); /* and stays at its end */
     return count;
 }
 
-static void assert_all_found(const struct model *model)
-{
+static void assert_all_found(const struct model *model) {
     for (size_t i = 0; i < model->count; i++)
         if (!finds(&model->table, model->hashes[i], model->values[i]))
             fail_msg("entry %zu of %zu is lost: hash %016llx", i, model->count,
@@ -135,13 +121,11 @@ static void assert_all_found(const struct model *model)
 }
 
 /* A search gives all the entries of the hash's part and tag, and no other ones. */
-static void assert_search_is_exact(const struct model *model, uint64_t hash)
-{
+static void assert_search_is_exact(const struct model *model, uint64_t hash) {
     uint64_t mask = model->table.part_count == TABLE_ONE_PART ? 0xffffffff : 0xff000000ffffffff;
     size_t expected = 0;
     for (size_t i = 0; i < model->count; i++) {
-        if ((model->hashes[i] ^ hash) & mask)
-            continue;
+        if ((model->hashes[i] ^ hash) & mask) continue;
         expected++;
         assert_true(finds(&model->table, hash, model->values[i]));
     }
@@ -171,22 +155,19 @@ static const uint64_t SIPHASHES[64] = {
     0xf6f4e6bcf7a644ee, 0xaec59ad80f1837f2, 0xc3b2f6154b6694e0, 0x9d199062b7bbb3a8,
 };
 
-static void hashes_as_the_paper_says(void **state)
-{
+static void hashes_as_the_paper_says(void **state) {
     struct table_key key = {0x0706050403020100, 0x0f0e0d0c0b0a0908};
     char bytes[64 + 1];
     (void)state;
     for (size_t at = 0; at < 2; at++) { /* aligned or not */
-        for (size_t i = 0; i < 64; i++)
-            bytes[at + i] = (char)i;
+        for (size_t i = 0; i < 64; i++) bytes[at + i] = (char)i;
         for (size_t n = 0; n < 64; n++)
             assert_true(table_hash(key, (struct slice){bytes + at, n}) == SIPHASHES[n]);
     }
     assert_true(table_hash(key, (struct slice){NULL, 0}) == SIPHASHES[0]);
 }
 
-static void reads_nothing_behind_the_bytes(void **state)
-{
+static void reads_nothing_behind_the_bytes(void **state) {
     struct table_key key = {1, 2};
     (void)state;
     for (size_t n = 1; n < 32; n++) {
@@ -203,8 +184,7 @@ static void reads_nothing_behind_the_bytes(void **state)
 
 /* ---- entries ---- */
 
-static void finds_nothing_in_an_empty_table(void **state)
-{
+static void finds_nothing_in_an_empty_table(void **state) {
     struct table table;
     (void)state;
     for (unsigned parts = TABLE_ONE_PART; parts <= TABLE_MANY_PARTS; parts += 255) {
@@ -218,8 +198,7 @@ static void finds_nothing_in_an_empty_table(void **state)
     }
 }
 
-static void keeps_values_whole(void **state)
-{
+static void keeps_values_whole(void **state) {
     static const uint64_t values[] = {0,
                                       1,
                                       UINT32_MAX - 1,
@@ -229,15 +208,13 @@ static void keeps_values_whole(void **state)
                                       UINT64_MAX - 1};
     struct model *model = model_new(TABLE_MANY_PARTS);
     (void)state;
-    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
-        model_add(model, 42, values[i]);
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) model_add(model, 42, values[i]);
     assert_search_is_exact(model, 42);
     model_free(model);
 }
 
 /* Where tags might run out of the array: the last home, the first one, and next to both. */
-static void holds_adversarial_tags(void **state)
-{
+static void holds_adversarial_tags(void **state) {
     static const uint64_t rows[][2] = {
         /* {first tag, how many different ones} */
         {0, 1},          {0xffffffff, 1}, {0x80000000, 1},    {0xfffffff0, 16},
@@ -251,8 +228,7 @@ static void holds_adversarial_tags(void **state)
         for (uint64_t i = 0; i < 1500; i++) {
             uint64_t tag = rows[row][0] + draw() % rows[row][1];
             model_add(model, (draw() << 32) | (uint32_t)tag, i);
-            if (fake.calls != calls || i % 512 == 0)
-                assert_search_is_exact(model, tag);
+            if (fake.calls != calls || i % 512 == 0) assert_search_is_exact(model, tag);
             calls = fake.calls;
         }
         for (uint64_t i = 0; i < rows[row][1]; i += 1 + rows[row][1] / 16)
@@ -263,8 +239,7 @@ static void holds_adversarial_tags(void **state)
 }
 
 /* Every growth of a part moves every entry: look for all of them after each. */
-static void loses_nothing_by_growing(void **state)
-{
+static void loses_nothing_by_growing(void **state) {
     struct model *model = model_new(TABLE_ONE_PART);
     unsigned growths = 0;
     (void)state;
@@ -283,8 +258,7 @@ static void loses_nothing_by_growing(void **state)
     model_free(model);
 }
 
-static void separates_parts(void **state)
-{
+static void separates_parts(void **state) {
     struct model *model = model_new(TABLE_MANY_PARTS);
     (void)state;
     for (uint64_t part = 0; part < 256; part++)
@@ -298,12 +272,10 @@ static void separates_parts(void **state)
     model_free(model);
 }
 
-static void fills_one_part_of_many(void **state)
-{
+static void fills_one_part_of_many(void **state) {
     struct model *model = model_new(TABLE_MANY_PARTS);
     (void)state;
-    for (uint64_t i = 0; i < 5000; i++)
-        model_add(model, (uint64_t)0xab << 56 | draw() >> 8, i);
+    for (uint64_t i = 0; i < 5000; i++) model_add(model, (uint64_t)0xab << 56 | draw() >> 8, i);
     assert_all_found(model);
     assert_int_equal(count_candidates(&model->table, (uint64_t)0xac << 56 | (uint32_t)draw()), 0);
     model_free(model);
@@ -313,8 +285,7 @@ static void fills_one_part_of_many(void **state)
 
 /* However many reservations are open, and wherever their entries go, no insert needs memory. The
  * worst place is the last home: everything spills into the tail. */
-static void inserts_what_is_reserved(void **state)
-{
+static void inserts_what_is_reserved(void **state) {
     static const uint64_t tags[] = {0xffffffff, 0, 0x80000000};
     (void)state;
     for (size_t row = 0; row <= sizeof tags / sizeof *tags; row++) {
@@ -326,8 +297,7 @@ static void inserts_what_is_reserved(void **state)
                 assert_int_equal(table_reserve(&model->table, hashes[i]), 0);
             }
             fake.refuses = true;
-            for (uint64_t i = round; i > 0; i--)
-                model_insert(model, hashes[i - 1], value++);
+            for (uint64_t i = round; i > 0; i--) model_insert(model, hashes[i - 1], value++);
             fake.refuses = false;
             assert_all_found(model);
         }
@@ -336,29 +306,24 @@ static void inserts_what_is_reserved(void **state)
 }
 
 /* A reservation given back is free for another one: memory does not grow. */
-static void takes_reservations_back(void **state)
-{
+static void takes_reservations_back(void **state) {
     struct model *model = model_new(TABLE_ONE_PART);
     (void)state;
-    for (uint64_t i = 0; i < 100; i++)
-        assert_int_equal(table_reserve(&model->table, i), 0);
+    for (uint64_t i = 0; i < 100; i++) assert_int_equal(table_reserve(&model->table, i), 0);
     unsigned calls = fake.calls;
     for (unsigned round = 0; round < 1000; round++) {
         table_release(&model->table, round);
         assert_int_equal(table_reserve(&model->table, draw()), 0);
     }
     assert_int_equal(fake.calls, calls);
-    for (uint64_t i = 0; i < 100; i++)
-        table_release(&model->table, i);
-    for (uint64_t i = 0; i < 100; i++)
-        model_add(model, draw(), i);
+    for (uint64_t i = 0; i < 100; i++) table_release(&model->table, i);
+    for (uint64_t i = 0; i < 100; i++) model_add(model, draw(), i);
     assert_int_equal(fake.calls, calls);
     assert_all_found(model);
     model_free(model);
 }
 
-static void survives_a_lack_of_memory(void **state)
-{
+static void survives_a_lack_of_memory(void **state) {
     struct model *model = model_new(TABLE_ONE_PART);
     unsigned refusals = 0;
     (void)state;
@@ -379,8 +344,7 @@ static void survives_a_lack_of_memory(void **state)
     model_free(model);
 }
 
-static void reports_a_table_that_cannot_be_made(void **state)
-{
+static void reports_a_table_that_cannot_be_made(void **state) {
     struct table table;
     (void)state;
     fake.refuses = true;
@@ -392,13 +356,11 @@ static void reports_a_table_that_cannot_be_made(void **state)
 
 /* ---- the whole ---- */
 
-static void gives_memory_back_when_cleared(void **state)
-{
+static void gives_memory_back_when_cleared(void **state) {
     struct model *model = model_new(TABLE_ONE_PART);
     size_t empty = fake.bytes;
     (void)state;
-    for (uint64_t i = 0; i < 400; i++)
-        model_add(model, draw(), i);
+    for (uint64_t i = 0; i < 400; i++) model_add(model, draw(), i);
     for (uint64_t i = 0; i < 48; i++) /* 448 in all, which fill 7/8 of 512 homes */
         assert_int_equal(table_reserve(&model->table, draw()), 0);
     size_t small = fake.bytes;
@@ -409,11 +371,9 @@ static void gives_memory_back_when_cleared(void **state)
     for (size_t i = 0; i < model->count; i++)
         assert_int_equal(count_candidates(&model->table, model->hashes[i]), 0);
     model->count = 0;
-    for (uint64_t i = 0; i < 448; i++)
-        model_add(model, draw(), i);
+    for (uint64_t i = 0; i < 448; i++) model_add(model, draw(), i);
     assert_int_equal(fake.calls, calls);
-    for (uint64_t i = 448; i < 3000; i++)
-        model_add(model, draw(), i);
+    for (uint64_t i = 448; i < 3000; i++) model_add(model, draw(), i);
     assert_all_found(model);
 
     table_clear(&model->table);
@@ -424,8 +384,7 @@ static void gives_memory_back_when_cleared(void **state)
     model_free(model);
 }
 
-static void stays_within_its_size(void **state)
-{
+static void stays_within_its_size(void **state) {
     struct table table;
     uint64_t random = fake.random;
     (void)state;
@@ -440,26 +399,19 @@ static void stays_within_its_size(void **state)
     }
     fake.random = random;
     for (uint64_t n = 1; n <= 600000; n++)
-        if (!finds(&table, draw(), n))
-            fail_msg("entry %llu is lost", (unsigned long long)n);
+        if (!finds(&table, draw(), n)) fail_msg("entry %llu is lost", (unsigned long long)n);
     table_free(&table);
     assert_int_equal(fake.bytes, 0);
 }
 
 /* A hash that is likely to have been seen, to share a tag, or to be close to either end. */
-static uint64_t draw_hash(const struct model *model)
-{
+static uint64_t draw_hash(const struct model *model) {
     switch (draw() % 5) {
-    case 0:
-        return model->count > 0 ? model->hashes[draw() % model->count] : draw();
-    case 1:
-        return draw() | 0xfffffff0;
-    case 2:
-        return draw() & ~(uint64_t)0xfffffff0;
-    case 3:
-        return draw() % 8 << 56 | draw() % 64;
-    default:
-        return draw();
+    case 0: return model->count > 0 ? model->hashes[draw() % model->count] : draw();
+    case 1: return draw() | 0xfffffff0;
+    case 2: return draw() & ~(uint64_t)0xfffffff0;
+    case 3: return draw() % 8 << 56 | draw() % 64;
+    default: return draw();
     }
 }
 
@@ -468,13 +420,11 @@ struct open_reservations {
     size_t count;
 };
 
-static void reserve_or_use(struct model *model, struct open_reservations *open)
-{
+static void reserve_or_use(struct model *model, struct open_reservations *open) {
     if (open->count == 0 || (open->count < 256 && draw() % 2 == 0)) {
         uint64_t hash = draw_hash(model);
         fake.refuses = draw() % 8 == 0;
-        if (table_reserve(&model->table, hash) == 0)
-            open->hashes[open->count++] = hash;
+        if (table_reserve(&model->table, hash) == 0) open->hashes[open->count++] = hash;
         fake.refuses = false;
         return;
     }
@@ -486,18 +436,15 @@ static void reserve_or_use(struct model *model, struct open_reservations *open)
     open->hashes[i] = open->hashes[--open->count];
 }
 
-static void agrees_with_a_plain_array(void **state)
-{
+static void agrees_with_a_plain_array(void **state) {
     (void)state;
     for (unsigned run = 0; run < 6; run++) {
         struct model *model = model_new(run % 2 ? TABLE_ONE_PART : TABLE_MANY_PARTS);
         struct open_reservations open = {.count = 0};
         for (unsigned step = 0; step < 12000; step++) {
             reserve_or_use(model, &open);
-            if (step % 16 == 0)
-                assert_search_is_exact(model, draw_hash(model));
-            if (step % 2048 == 0)
-                assert_all_found(model);
+            if (step % 16 == 0) assert_search_is_exact(model, draw_hash(model));
+            if (step % 2048 == 0) assert_all_found(model);
             if (draw() % 8192 == 0) {
                 table_clear(&model->table);
                 model->count = open.count = 0;
@@ -508,8 +455,7 @@ static void agrees_with_a_plain_array(void **state)
     }
 }
 
-int main(void)
-{
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hashes_as_the_paper_says),
         cmocka_unit_test(reads_nothing_behind_the_bytes),

@@ -1,0 +1,1713 @@
+/*
+ * test_store.c: the log and its store against everything that can become of a file, short of a power
+ * failure (that is torture.c's).
+ *
+ * Linked with --wrap for the calls named in enum call: fsync and fdatasync only count here, and any
+ * call can be made to fail at its n-th use. Standard error goes to a file: each test says what it
+ * expects there, and anything else fails it. Commits are waited for at the store's event descriptor,
+ * time is passed in as a number: nothing sleeps. SEED=... repeats a run of the random test.
+ */
+#include "log.h"
+#include "store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define COMMIT_TIMEOUT_MS 60000
+#define FILE_MAX_BYTES    (8u << 20)
+
+/* ------------------------------------------------------------------------ calls that fail on demand */
+
+enum call {
+    PWRITE,
+    PREAD,
+    FDATASYNC,
+    FSYNC,
+    FTRUNCATE,
+    OPEN,
+    OPENAT,
+    RENAMEAT,
+    FLOCK,
+    EVENTFD,
+    PTHREAD_CREATE,
+    GETRANDOM,
+    MALLOC,
+    CALLOC,
+    REALLOC,
+    CALLS
+};
+
+#define SHORT_COUNT (-1) /* in place of an errno: half of what was asked for */
+
+/* Set only while the committer is idle: the store's lock then hands it over like a batch. */
+static struct fault {
+    unsigned made;        /* calls so far */
+    unsigned first, last; /* those of them that fail, from 1; last is 0 for none */
+    int error;
+    bool half_first; /* the first to fail does half of its work, as one that finds a disk full */
+    bool fired;
+} faults[CALLS];
+
+static void disarm(void)
+{
+    memset(faults, 0, sizeof faults);
+}
+
+static void arm(enum call call, unsigned first, unsigned last, int error)
+{
+    faults[call] = (struct fault){.first = first, .last = last, .error = error};
+}
+
+static bool is_hit(struct fault *fault)
+{
+    unsigned n = ++fault->made;
+    bool hit = n >= fault->first && n <= fault->last;
+    fault->fired = fault->fired || hit;
+    return hit;
+}
+
+static bool fails(enum call call)
+{
+    if (!is_hit(&faults[call]))
+        return false;
+    errno = faults[call].error;
+    return true;
+}
+
+/* For calls that count bytes: those that this one is to do, or 0 when it fails. */
+static size_t allowed(enum call call, size_t size)
+{
+    struct fault *fault = &faults[call];
+    if (!is_hit(fault))
+        return size;
+    if (fault->error == SHORT_COUNT || (fault->half_first && fault->made == fault->first))
+        return (size + 1) / 2;
+    errno = fault->error;
+    return 0;
+}
+
+ssize_t __real_pwrite64(int fd, const void *bytes, size_t size, off_t offset);
+ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset);
+ssize_t __real_pread64(int fd, void *bytes, size_t size, off_t offset);
+ssize_t __wrap_pread64(int fd, void *bytes, size_t size, off_t offset);
+int __wrap_fdatasync(int fd);
+int __wrap_fsync(int fd);
+int __real_ftruncate64(int fd, off_t size);
+int __wrap_ftruncate64(int fd, off_t size);
+int __real_open64(const char *path, int flags, ...);
+int __wrap_open64(const char *path, int flags, ...);
+int __real_openat64(int dir, const char *path, int flags, ...);
+int __wrap_openat64(int dir, const char *path, int flags, ...);
+int __real_renameat(int from_dir, const char *from, int to_dir, const char *to);
+int __wrap_renameat(int from_dir, const char *from, int to_dir, const char *to);
+int __real_flock(int fd, int operation);
+int __wrap_flock(int fd, int operation);
+int __real_eventfd(unsigned value, int flags);
+int __wrap_eventfd(unsigned value, int flags);
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
+                          void *(*start)(void *), void *argument);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
+                          void *(*start)(void *), void *argument);
+ssize_t __real_getrandom(void *bytes, size_t size, unsigned flags);
+ssize_t __wrap_getrandom(void *bytes, size_t size, unsigned flags);
+void *__real_malloc(size_t size);
+void *__wrap_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__real_realloc(void *memory, size_t size);
+void *__wrap_realloc(void *memory, size_t size);
+
+ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset)
+{
+    size_t n = allowed(PWRITE, size);
+    return n ? __real_pwrite64(fd, bytes, n, offset) : -1;
+}
+
+ssize_t __wrap_pread64(int fd, void *bytes, size_t size, off_t offset)
+{
+    size_t n = allowed(PREAD, size);
+    return n ? __real_pread64(fd, bytes, n, offset) : -1;
+}
+
+int __wrap_fdatasync(int fd)
+{
+    (void)fd;
+    return fails(FDATASYNC) ? -1 : 0;
+}
+
+int __wrap_fsync(int fd)
+{
+    (void)fd;
+    return fails(FSYNC) ? -1 : 0;
+}
+
+int __wrap_ftruncate64(int fd, off_t size)
+{
+    return fails(FTRUNCATE) ? -1 : __real_ftruncate64(fd, size);
+}
+
+int __wrap_open64(const char *path, int flags, ...)
+{
+    return fails(OPEN) ? -1 : __real_open64(path, flags, 0600);
+}
+
+int __wrap_openat64(int dir, const char *path, int flags, ...)
+{
+    return fails(OPENAT) ? -1 : __real_openat64(dir, path, flags, 0600);
+}
+
+int __wrap_renameat(int from_dir, const char *from, int to_dir, const char *to)
+{
+    return fails(RENAMEAT) ? -1 : __real_renameat(from_dir, from, to_dir, to);
+}
+
+int __wrap_flock(int fd, int operation)
+{
+    return fails(FLOCK) ? -1 : __real_flock(fd, operation);
+}
+
+int __wrap_eventfd(unsigned value, int flags)
+{
+    return fails(EVENTFD) ? -1 : __real_eventfd(value, flags);
+}
+
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
+                          void *(*start)(void *), void *argument)
+{
+    return fails(PTHREAD_CREATE) ? errno
+                                 : __real_pthread_create(thread, attributes, start, argument);
+}
+
+ssize_t __wrap_getrandom(void *bytes, size_t size, unsigned flags)
+{
+    return fails(GETRANDOM) ? -1 : __real_getrandom(bytes, size, flags);
+}
+
+void *__wrap_malloc(size_t size)
+{
+    return fails(MALLOC) ? NULL : __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+    return fails(CALLOC) ? NULL : __real_calloc(count, size);
+}
+
+void *__wrap_realloc(void *memory, size_t size)
+{
+    return fails(REALLOC) ? NULL : __real_realloc(memory, size);
+}
+
+/* ------------------------------------------------------------------------ the scene of a test */
+
+/* A sanitizer's report must not end in the file that standard error goes to. */
+void __sanitizer_set_report_fd(void *fd) __attribute__((weak));
+
+static struct {
+    char dir[256];
+    struct store *store; /* open, or NULL */
+    char why[512];       /* if it could not be opened */
+    int epoll_fd;
+    int true_stderr, captured;
+    char bytes[FILE_MAX_BYTES + 1]; /* of the file that was read last */
+    uint64_t random;
+} scene;
+
+static int set_up(void **state)
+{
+    (void)state;
+    const char *parent = getenv("TMPDIR");
+    snprintf(scene.dir, sizeof scene.dir, "%s/test_store.XXXXXX", parent ? parent : "/tmp");
+    disarm();
+    scene.store = NULL;
+    scene.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    scene.true_stderr = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
+    if (scene.epoll_fd < 0 || scene.true_stderr < 0 || !mkdtemp(scene.dir))
+        return -1;
+    if (__sanitizer_set_report_fd)
+        __sanitizer_set_report_fd((void *)(intptr_t)scene.true_stderr);
+    scene.captured = open(scene.dir, O_TMPFILE | O_RDWR | O_APPEND | O_CLOEXEC, 0600);
+    return scene.captured < 0 || dup2(scene.captured, STDERR_FILENO) < 0 ? -1 : 0;
+}
+
+static const char *path_of(const char *name)
+{
+    static char path[512];
+    snprintf(path, sizeof path, "%s/%s", scene.dir, name);
+    return path;
+}
+
+/* Removes what is in the directory; rmdir and unlink each fail on the other's kind. */
+static void empty_dir(void)
+{
+    struct dirent *entry;
+    DIR *dir = opendir(scene.dir);
+    while (dir && (entry = readdir(dir)))
+        if (entry->d_name[0] != '.' && unlink(path_of(entry->d_name)) < 0)
+            rmdir(path_of(entry->d_name));
+    if (dir)
+        closedir(dir);
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    disarm();
+    if (scene.store)
+        store_close(scene.store);
+    empty_dir();
+    rmdir(scene.dir);
+    fflush(stderr);
+    off_t stray = lseek(scene.captured, 0, SEEK_END);
+    ssize_t n = pread(scene.captured, scene.bytes, FILE_MAX_BYTES, 0);
+    dup2(scene.true_stderr, STDERR_FILENO);
+    if (stray > 0)
+        print_error("on standard error, unexpected:\n%.*s", (int)n, scene.bytes);
+    close(scene.captured);
+    close(scene.true_stderr);
+    close(scene.epoll_fd);
+    return stray == 0 ? 0 : -1;
+}
+
+/* What the store has said since the last call. It lives until the next call. */
+static const char *said(void)
+{
+    static char text[8192];
+    ssize_t n = pread(scene.captured, text, sizeof text - 1, 0);
+    assert_true(n >= 0);
+    text[n] = '\0';
+    assert_int_equal(ftruncate(scene.captured, 0), 0);
+    return text;
+}
+
+/* splitmix64 */
+static uint64_t draw(void)
+{
+    uint64_t x = scene.random += 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+    x = (x ^ x >> 27) * 0x94d049bb133111eb;
+    return x ^ x >> 31;
+}
+
+static int seed_generator(void **state)
+{
+    const char *text = getenv("SEED");
+    scene.random = text ? strtoull(text, NULL, 0) : (uint64_t)(uintptr_t)&state ^ 20211123;
+    print_message("SEED=%" PRIu64 "\n", scene.random);
+    return set_up(state);
+}
+
+/* ------------------------------------------------------------------------ files */
+
+static struct slice read_named(const char *name)
+{
+    int fd = open(path_of(name), O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        fail_msg("%s: %s", name, strerror(errno));
+    ssize_t n = log_read_at(fd, scene.bytes, FILE_MAX_BYTES, 0);
+    assert_true(n >= 0);
+    scene.bytes[n] = '\0';
+    close(fd);
+    return (struct slice){scene.bytes, (size_t)n};
+}
+
+static struct slice read_log(void)
+{
+    return read_named(LOG_NAME);
+}
+
+static void write_log(struct slice bytes)
+{
+    int fd = open(path_of(LOG_NAME), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(log_write_at(fd, bytes, 0), 0);
+    close(fd);
+}
+
+static void assert_named_is(const char *name, struct slice expected)
+{
+    struct slice bytes = read_named(name);
+    assert_int_equal(bytes.n, expected.n);
+    if (expected.n > 0)
+        assert_memory_equal(bytes.p, expected.p, expected.n);
+}
+
+static unsigned count_files(void)
+{
+    unsigned n = 0;
+    struct dirent *entry;
+    DIR *dir = opendir(scene.dir);
+    assert_non_null(dir);
+    while ((entry = readdir(dir)))
+        n += entry->d_name[0] != '.';
+    closedir(dir);
+    return n;
+}
+
+/* ------------------------------------------------------------------------ the store in short words */
+
+static bool try_open(void)
+{
+    assert_null(scene.store);
+    scene.why[0] = '\0';
+    scene.store = store_open(scene.dir, scene.why, sizeof scene.why);
+    if (!scene.store)
+        return false;
+    /* As the server does: at the edge, since nobody reads the descriptor. */
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    int fd = store_event_fd(scene.store);
+    assert_int_equal(epoll_ctl(scene.epoll_fd, EPOLL_CTL_ADD, fd, &event), 0);
+    return true;
+}
+
+static void open_store(void)
+{
+    if (!try_open())
+        fail_msg("cannot open: %s", scene.why);
+}
+
+static int close_store(void)
+{
+    int result = store_close(scene.store);
+    scene.store = NULL;
+    return result;
+}
+
+static void reopen(void)
+{
+    assert_int_equal(close_store(), 0);
+    open_store();
+}
+
+static enum store_result set_slices(struct slice room, struct slice key, uint64_t *ticket)
+{
+    struct store_record record = {SLICE("-"), room, key};
+    return store_set(scene.store, &record, ticket);
+}
+
+static enum store_result set(const char *room, const char *key, uint64_t *ticket)
+{
+    return set_slices(slice_of(room), slice_of(key), ticket);
+}
+
+static uint64_t must_set(const char *room, const char *key)
+{
+    uint64_t ticket;
+    assert_int_equal(set(room, key, &ticket), STORE_OK);
+    assert_true(ticket > 0);
+    return ticket;
+}
+
+static struct store_settled collect(void)
+{
+    struct store_settled settled;
+    struct epoll_event event;
+    while (!store_collect(scene.store, &settled))
+        assert_int_equal(epoll_wait(scene.epoll_fd, &event, 1, COMMIT_TIMEOUT_MS), 1);
+    return settled;
+}
+
+static struct store_settled commit(void)
+{
+    store_hand_over(scene.store);
+    return collect();
+}
+
+static void must_commit(void)
+{
+    assert_true(commit().ok);
+}
+
+static void assert_key(const char *room, const char *key)
+{
+    char found[ID_MAX_BYTES];
+    size_t n;
+    enum store_result result = store_get(scene.store, slice_of(room), found, &n);
+    if (!key) {
+        assert_int_equal(result, STORE_NONE);
+        return;
+    }
+    assert_int_equal(result, STORE_OK);
+    assert_int_equal(n, strlen(key));
+    assert_memory_equal(found, key, n);
+}
+
+/* ------------------------------------------------------------------------ a log to spoil */
+
+/* Record i stands on line i + 1 of the sample; '|' begins a batch. */
+static const char *const sample_rooms[] = {"room", "other\ttab", "| third", "| four\nth", "last"};
+#define SAMPLE_RECORDS (sizeof sample_rooms / sizeof *sample_rooms)
+
+static struct {
+    char bytes[4096];
+    size_t size;
+    size_t line_start[SAMPLE_RECORDS + 3]; /* of line i; behind the last one: the end */
+    unsigned lines;                        /* with the first one, and the seal if there is one */
+    size_t certified;                      /* the highest BATCH, by construction */
+} sample;
+
+static const char *sample_key(unsigned i)
+{
+    static const char *const keys[SAMPLE_RECORDS] = {"k0", "k\\1", "k2", "k\xc3\xa9", "k4"};
+    return keys[i];
+}
+
+/* Makes the sample with the store, with a seal at its end or without. */
+static void make_sample(bool with_seal)
+{
+    empty_dir();
+    open_store();
+    for (unsigned i = 0; i < SAMPLE_RECORDS; i++) {
+        if (sample_rooms[i][0] == '|')
+            must_commit();
+        must_set(sample_rooms[i], sample_key(i));
+    }
+    must_commit();
+    assert_int_equal(close_store(), 0);
+
+    struct slice log = read_log();
+    sample.lines = 0;
+    sample.line_start[0] = 0;
+    for (size_t at = 0; at < log.n; at++)
+        if (log.p[at] == '\n')
+            sample.line_start[++sample.lines] = at + 1;
+    assert_int_equal(sample.lines, SAMPLE_RECORDS + 2);
+    if (!with_seal)
+        sample.lines--;
+    sample.size = sample.line_start[sample.lines];
+    sample.certified = sample.line_start[with_seal ? SAMPLE_RECORDS + 1 : 4];
+    memcpy(sample.bytes, log.p, sample.size);
+}
+
+/* The line in which a byte of the sample stands. */
+static unsigned line_of(size_t at)
+{
+    unsigned line = 0;
+    while (sample.line_start[line + 1] <= at)
+        line++;
+    return line;
+}
+
+/* Exactly the records on the sample's first `lines` lines are there. */
+static void assert_lines_there(unsigned lines)
+{
+    for (unsigned i = 0; i < SAMPLE_RECORDS; i++)
+        assert_key(sample_rooms[i], i + 1 < lines ? sample_key(i) : NULL);
+}
+
+/* Opening fails for this reason, and changes nothing. */
+static void assert_refused(struct slice log, const char *reason)
+{
+    empty_dir();
+    write_log(log);
+    if (try_open())
+        fail_msg("opened, instead of: %s; it said: %s", reason, said());
+    if (!strstr(scene.why, reason))
+        fail_msg("refused with: %s\ninstead of: %s", scene.why, reason);
+    assert_named_is(LOG_NAME, log);
+    assert_int_equal(count_files(), 1);
+    assert_string_equal(said(), "");
+}
+
+static void assert_damaged(struct slice log, size_t at)
+{
+    char reason[64];
+    snprintf(reason, sizeof reason, "/keys.log: damaged at byte %zu: ", at);
+    const char *name = strrchr(reason, '/') + 1;
+    assert_refused(log, name);
+}
+
+/* Opens, with the bytes from `at` on moved to a file of their own, byte for byte. */
+static void assert_torn(struct slice log, size_t at)
+{
+    char name[64], message[256];
+    empty_dir();
+    write_log(log);
+    open_store();
+    snprintf(name, sizeof name, LOG_NAME ".torn-%zu", at);
+    snprintf(message, sizeof message,
+             "roomkeyd: keys.log: a crash left a torn tail of %zu bytes at byte %zu, "
+             "never acknowledged: moved to %s\n",
+             log.n - at, at, name);
+    assert_string_equal(said(), message);
+    assert_named_is(name, (struct slice){log.p + at, log.n - at});
+    assert_named_is(LOG_NAME, (struct slice){log.p, at});
+    assert_int_equal(count_files(), 2);
+}
+
+/* After any repair: sets work, and are there after opening again, and again. */
+static void assert_goes_on(unsigned lines)
+{
+    assert_lines_there(lines);
+    must_set("afterwards", "new");
+    must_commit();
+    for (int i = 0; i < 2; i++) {
+        reopen();
+        assert_lines_there(lines);
+        assert_key("afterwards", "new");
+    }
+    assert_int_equal(close_store(), 0);
+    assert_string_equal(said(), "");
+}
+
+/* ------------------------------------------------------------------------ lines */
+
+static uint32_t plain_crc32c(struct slice bytes)
+{
+    uint32_t crc = 0xFFFFFFFF;
+    for (size_t i = 0; i < bytes.n; i++) {
+        crc ^= (unsigned char)bytes.p[i];
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc & 1 ? crc >> 1 ^ 0x82F63B78 : crc >> 1;
+    }
+    return ~crc;
+}
+
+static void the_checksum_is_crc32c(void **state)
+{
+    (void)state;
+    struct log_line line;
+    char text[LOG_LINE_MAX_BYTES], id[ID_MAX_BYTES], crc[9];
+
+    /* The check value of every table of CRCs. The checksum holds, so what is wrong is the rest. */
+    assert_int_equal(plain_crc32c(SLICE("123456789")), 0xe3069283);
+    assert_int_equal(log_parse(SLICE("e3069283\t123456789"), &line), LOG_NEWER);
+    assert_int_equal(log_parse(SLICE("e3069282\t123456789"), &line), LOG_BAD_CHECKSUM);
+
+    memset(id, 'x', sizeof id);
+    for (size_t n = 1; n <= ID_MAX_BYTES; n++) {
+        struct log_line longer = {20, 1732354800000, false, SLICE("-"), {id, n}, SLICE("k")};
+        size_t size = log_format(&longer, text);
+        snprintf(crc, sizeof crc, "%08" PRIx32, plain_crc32c((struct slice){text + 9, size - 10}));
+        assert_memory_equal(text, crc, 8);
+    }
+}
+
+static void ids_are_escaped_one_way_only(void **state)
+{
+    (void)state;
+    char out[LOG_ESCAPED_MAX_BYTES], back[ID_MAX_BYTES], wild[ID_MAX_BYTES];
+    struct slice escaped = {out, log_escape(SLICE("a\tb\nc\rd\\e\"\xc3\xa9"), out)};
+    assert_true(slice_equal(escaped, SLICE("a\\tb\\nc\\rd\\\\e\"\xc3\xa9")));
+    assert_int_equal(log_unescape(escaped, back), 12);
+    assert_memory_equal(back, "a\tb\nc\rd\\e\"\xc3\xa9", 12);
+
+    memset(wild, '\n', sizeof wild);
+    escaped.n = log_escape((struct slice){wild, sizeof wild}, out);
+    assert_int_equal(escaped.n, 2 * ID_MAX_BYTES);
+    assert_int_equal(log_unescape(escaped, back), ID_MAX_BYTES);
+    assert_memory_equal(back, wild, sizeof wild);
+
+    const struct slice bad[] = {SLICE(""),    SLICE("a\\"), SLICE("\\x"), SLICE("\\N"),
+                                SLICE("a\t"), SLICE("\n"),  SLICE("\r"),  SLICE("\\\\\\")};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(log_unescape(bad[i], back), 0);
+    char too_long[ID_MAX_BYTES + 1];
+    memset(too_long, 'x', sizeof too_long);
+    assert_int_equal(log_unescape((struct slice){too_long, sizeof too_long}, back), 0);
+}
+
+/* A line around what its checksum covers. */
+static struct slice checked(const char *covered)
+{
+    static char text[LOG_LINE_MAX_BYTES * 2];
+    int n =
+        snprintf(text, sizeof text, "%08" PRIx32 "\t%s", plain_crc32c(slice_of(covered)), covered);
+    return (struct slice){text, (size_t)n};
+}
+
+static void lines_have_one_spelling(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *covered;
+        enum log_fault fault;
+    } rows[] = {
+        {"14\tS\t0\t-\tr\tk", LOG_VALID},
+        {"14\tS\t18446744073709551615\t-\tr\tk", LOG_VALID},
+        {"ffffffffffffffff\tS\t1\tu\tr\tk", LOG_VALID},
+        {"14\t-", LOG_VALID},
+        {"14\t-\t", LOG_VALID},
+        {"14\t-\t1", LOG_BAD_FIELDS},
+        {"014\tS\t1\tu\tr\tk", LOG_BAD_FIELDS},
+        {"0\tS\t1\tu\tr\tk", LOG_BAD_FIELDS},
+        {"A\tS\t1\tu\tr\tk", LOG_BAD_FIELDS},
+        {"\tS\t1\tu\tr\tk", LOG_BAD_FIELDS},
+        {"1ffffffffffffffff\tS\t1\tu\tr\tk", LOG_BAD_FIELDS},
+        {"14\tS\t01\tu\tr\tk", LOG_BAD_FIELDS},
+        {"14\tS\t18446744073709551616\tu\tr\tk", LOG_BAD_FIELDS},
+        {"14\tS\t\tu\tr\tk", LOG_BAD_FIELDS},
+        {"14\tS\t-1\tu\tr\tk", LOG_BAD_FIELDS},
+        {"14\tS\t1\tu\tr", LOG_BAD_FIELDS},
+        {"14\tS\t1\tu\tr\t", LOG_BAD_FIELDS},
+        {"14\tS\t1\tu\tr\tk\t", LOG_BAD_FIELDS},
+        {"14\tS\t1\t\tr\tk", LOG_BAD_FIELDS},
+        {"14\tS\t1\tu\t\tk", LOG_BAD_FIELDS},
+        {"14\tS\t1\tu\tr\\x\tk", LOG_BAD_FIELDS},
+        {"14\tR\t1\tu\tr", LOG_NEWER},
+        {"14\tSS\t1\tu\tr\tk", LOG_NEWER},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct log_line line;
+        enum log_fault found = log_parse(checked(rows[i].covered), &line);
+        if (found != rows[i].fault)
+            fail_msg("%s: %s", rows[i].covered, log_fault_text(found));
+    }
+}
+
+/* ------------------------------------------------------------------------ sets, tickets, the model */
+
+static void a_set_is_shown_when_it_is_durable(void **state)
+{
+    (void)state;
+    uint64_t ticket;
+    struct store_settled settled;
+    open_store();
+    assert_int_equal(count_files(), 1);
+    assert_key("r", NULL);
+    uint64_t first = must_set("r", "k1");
+    assert_key("r", NULL);
+    assert_int_equal(set("r", "k2", &ticket), STORE_EXISTS);
+    assert_int_equal(ticket, first);
+    assert_false(store_collect(scene.store, &settled));
+
+    store_hand_over(scene.store);
+    assert_key("r", NULL);
+    assert_int_equal(set("r", "k2", &ticket), STORE_EXISTS);
+    assert_int_equal(ticket, first);
+    uint64_t second = must_set("s", "k3");
+    assert_true(second > first);
+    assert_int_equal(set("s", "k4", &ticket), STORE_EXISTS);
+    assert_int_equal(ticket, second);
+
+    settled = collect();
+    assert_true(settled.ok);
+    assert_int_equal(settled.up_to, first);
+    assert_key("r", "k1");
+    assert_key("s", NULL);
+    assert_int_equal(set("r", "k2", &ticket), STORE_EXISTS);
+    assert_int_equal(ticket, 0);
+    settled = commit();
+    assert_true(settled.ok);
+    assert_int_equal(settled.up_to, second);
+    assert_key("s", "k3");
+}
+
+static void closing_commits_what_is_open(void **state)
+{
+    (void)state;
+    open_store();
+    must_set("handed over", "k1");
+    store_hand_over(scene.store);
+    must_set("open", "k2");
+    assert_int_equal(close_store(), 0);
+    open_store();
+    assert_key("handed over", "k1");
+    assert_key("open", "k2");
+}
+
+static void a_batch_is_one_write_and_one_sync(void **state)
+{
+    (void)state;
+    char room[32];
+    open_store();
+    disarm();
+    for (int i = 0; i < 1000; i++) {
+        snprintf(room, sizeof room, "room %d", i);
+        must_set(room, "k");
+    }
+    must_commit();
+    assert_int_equal(faults[PWRITE].made, 1);
+    assert_int_equal(faults[FDATASYNC].made, 1);
+}
+
+#define MODEL_ROOMS 200
+#define MODEL_STEPS 20000
+
+struct model_id {
+    char bytes[ID_MAX_BYTES];
+    size_t n;
+};
+
+/* A room without a key has a key of no bytes. */
+static struct {
+    struct model_id room, key;
+    uint64_t ticket; /* 0 when it is durable */
+} model[MODEL_ROOMS];
+
+static struct slice slice_of_id(const struct model_id *id)
+{
+    return (struct slice){id->bytes, id->n};
+}
+
+static void draw_id(struct model_id *id)
+{
+    static const char *const parts[] = {"\t", "\n", "\r", "\\", "t",    "n", " ",
+                                        "\"", "0",  "a",  "-",  "\x01", "é", "𝄞"};
+    size_t limit = draw() % 8 == 0 ? ID_MAX_BYTES : 1 + draw() % 6;
+    id->n = 0;
+    while (id->n < limit) {
+        const char *part = parts[draw() % (sizeof parts / sizeof *parts)];
+        if (id->n + strlen(part) > limit)
+            part = "x";
+        memcpy(id->bytes + id->n, part, strlen(part));
+        id->n += strlen(part);
+    }
+    assert_true(slice_is_id(slice_of_id(id)));
+}
+
+/* The first room with the same ID stands for all of them. */
+static unsigned draw_room(void)
+{
+    unsigned drawn = (unsigned)(draw() % MODEL_ROOMS), room = 0;
+    while (!slice_equal(slice_of_id(&model[room].room), slice_of_id(&model[drawn].room)))
+        room++;
+    return room;
+}
+
+static void model_settle(uint64_t up_to)
+{
+    for (unsigned i = 0; i < MODEL_ROOMS; i++)
+        if (model[i].ticket <= up_to)
+            model[i].ticket = 0;
+}
+
+static void model_set(void)
+{
+    unsigned room = draw_room();
+    struct model_id key;
+    uint64_t ticket;
+    draw_id(&key);
+    enum store_result result =
+        set_slices(slice_of_id(&model[room].room), slice_of_id(&key), &ticket);
+    assert_int_equal(result, model[room].key.n > 0 ? STORE_EXISTS : STORE_OK);
+    if (result == STORE_EXISTS) {
+        assert_int_equal(ticket, model[room].ticket);
+        return;
+    }
+    assert_true(ticket > 0);
+    model[room].key = key;
+    model[room].ticket = ticket;
+}
+
+static void model_get(void)
+{
+    char found[ID_MAX_BYTES];
+    size_t n;
+    unsigned room = draw_room();
+    struct slice id = slice_of_id(&model[room].room), key = slice_of_id(&model[room].key);
+    bool is_shown = key.n > 0 && model[room].ticket == 0;
+    assert_int_equal(store_get(scene.store, id, found, &n), is_shown ? STORE_OK : STORE_NONE);
+    if (is_shown)
+        assert_true(slice_equal((struct slice){found, n}, key));
+}
+
+static void random_runs_agree_with_the_model(void **state)
+{
+    (void)state;
+    struct store_settled settled;
+    uint64_t settled_up_to = 0;
+    int64_t now_ms = 1;
+    for (unsigned i = 0; i < MODEL_ROOMS; i++)
+        draw_id(&model[i].room);
+    open_store();
+    for (unsigned step = 0; step < MODEL_STEPS; step++) {
+        /* At first few sets, or the rooms are used up before anything has happened. */
+        unsigned what = (unsigned)(draw() % 1000);
+        if (what < 30)
+            model_set();
+        else if (what < 600)
+            model_get();
+        else if (what < 750)
+            store_hand_over(scene.store);
+        else if (what < 990)
+            store_tick(scene.store, now_ms += (int64_t)(draw() % 700));
+        if (what >= 990) {
+            reopen();
+            model_settle(UINT64_MAX);
+            settled_up_to = 0;
+        } else if (store_collect(scene.store, &settled)) {
+            assert_true(settled.ok);
+            assert_true(settled.up_to > settled_up_to);
+            model_settle(settled_up_to = settled.up_to);
+        }
+    }
+    assert_int_equal(close_store(), 0);
+}
+
+static void a_log_may_be_longer_than_any_buffer(void **state)
+{
+    (void)state;
+    enum { ROOMS = 4000, BURST = 2500 };
+    char room[ID_MAX_BYTES + 1], key[ID_MAX_BYTES + 1];
+    memset(key, '\\', sizeof key - 1); /* twice as long in the log */
+    key[ID_MAX_BYTES] = '\0';
+    open_store();
+    for (int i = 0; i < ROOMS; i++) {
+        int n = snprintf(room, sizeof room, "%d", i);
+        memset(room + n, 'r', (size_t)(i % (ID_MAX_BYTES - n)));
+        room[n + i % (ID_MAX_BYTES - n)] = '\0';
+        must_set(room, key);
+        if (i == BURST || i == ROOMS - 1)
+            must_commit();
+    }
+    assert_true(read_log().n > 2 * LOG_READ_BUFFER_BYTES);
+    reopen();
+    for (int i = 0; i < ROOMS; i++) {
+        int n = snprintf(room, sizeof room, "%d", i);
+        memset(room + n, 'r', (size_t)(i % (ID_MAX_BYTES - n)));
+        room[n + i % (ID_MAX_BYTES - n)] = '\0';
+        assert_key(room, key);
+    }
+}
+
+/* ------------------------------------------------------------------------ torn tails and damage */
+
+static void cut_at(size_t cut)
+{
+    struct slice log = {sample.bytes, cut};
+    if (cut > 0 && cut < LOG_FIRST_LINE_BYTES) {
+        assert_refused(log, "not a log of roomkeyd's; it has not been touched");
+        return;
+    }
+    unsigned lines = cut == 0 ? 1 : line_of(cut - 1) + (sample.bytes[cut - 1] == '\n');
+    if (cut == 0 || sample.line_start[lines] == cut) {
+        empty_dir();
+        write_log(log);
+        open_store();
+        assert_int_equal(count_files(), 1);
+        assert_string_equal(said(), "");
+    } else {
+        assert_torn(log, sample.line_start[lines]);
+    }
+    assert_goes_on(lines);
+}
+
+static void a_log_cut_anywhere_keeps_its_whole_lines(void **state)
+{
+    (void)state;
+    make_sample(true);
+    for (size_t cut = 0; cut <= sample.size; cut++)
+        cut_at(cut);
+}
+
+/* One byte of the sample changed. What must follow depends only on where it stands. */
+static void change_byte(size_t at, char value)
+{
+    char bytes[sizeof sample.bytes];
+    struct slice log = {bytes, sample.size};
+    memcpy(bytes, sample.bytes, sample.size);
+    if (bytes[at] == value)
+        return;
+    bytes[at] = value;
+    unsigned line = line_of(at);
+    if (line == 0) {
+        assert_refused(log, at >= LOG_FIRST_LINE_BYTES - 2 && strtoul(bytes + 18, NULL, 10) > 1
+                                ? "newer"
+                                : "not a log");
+    } else if (at < sample.certified) {
+        assert_damaged(log, sample.line_start[line]);
+    } else {
+        assert_torn(log, sample.line_start[line]);
+        assert_lines_there(line);
+        assert_int_equal(close_store(), 0);
+    }
+}
+
+static void change_every_byte(void)
+{
+    static const unsigned char flips[] = {0x01, 0x02, 0x10, 0x20, 0x80, 0xff};
+    static const char values[] = {'\n', '\t', '\0', '0', 'f', '9'};
+    for (size_t at = 0; at < sample.size; at++) {
+        for (size_t i = 0; i < sizeof flips; i++)
+            change_byte(at, (char)(sample.bytes[at] ^ flips[i]));
+        for (size_t i = 0; i < sizeof values; i++)
+            change_byte(at, values[i]);
+    }
+}
+
+static void a_changed_byte_is_damage_or_a_torn_tail(void **state)
+{
+    (void)state;
+    make_sample(false);
+    change_every_byte();
+}
+
+static void a_seal_certifies_the_log_to_its_end(void **state)
+{
+    (void)state;
+    make_sample(true);
+    assert_true(sample.certified == sample.line_start[sample.lines - 1]);
+    change_every_byte();
+}
+
+/* Copies pieces of the sample, by their lines, one behind the other. */
+static struct slice join(const unsigned (*pieces)[2], size_t count)
+{
+    static char bytes[sizeof sample.bytes * 2];
+    size_t n = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t from = sample.line_start[pieces[i][0]], to = sample.line_start[pieces[i][1]];
+        memcpy(bytes + n, sample.bytes + from, to - from);
+        n += to - from;
+    }
+    return (struct slice){bytes, n};
+}
+
+#define PIECES(...)                                                                                \
+    join((const unsigned[][2]){__VA_ARGS__},                                                       \
+         sizeof((const unsigned[][2]){__VA_ARGS__}) / sizeof(unsigned[2]))
+
+static void lines_lost_moved_or_doubled_are_damage(void **state)
+{
+    (void)state;
+    for (int with_seal = 0; with_seal < 2; with_seal++) {
+        make_sample(with_seal);
+        unsigned end = sample.lines;
+        for (unsigned line = 1; line < 3; line++) {
+            size_t at = sample.line_start[line];
+            assert_damaged(PIECES({0, line}, {line + 1, end}), at);
+            assert_damaged(
+                PIECES({0, line}, {line + 1, line + 2}, {line, line + 1}, {line + 2, end}), at);
+            assert_damaged(PIECES({0, line + 1}, {line, end}), sample.line_start[line + 1]);
+        }
+    }
+}
+
+static void bytes_lost_or_added_are_damage(void **state)
+{
+    (void)state;
+    char bytes[sizeof sample.bytes];
+    for (int with_seal = 0; with_seal < 2; with_seal++) {
+        make_sample(with_seal);
+        for (size_t at = LOG_FIRST_LINE_BYTES; at < sample.certified; at++) {
+            size_t bad = sample.line_start[line_of(at)];
+            memcpy(bytes, sample.bytes, at);
+            memcpy(bytes + at, sample.bytes + at + 1, sample.size - at - 1);
+            assert_damaged((struct slice){bytes, sample.size - 1}, bad);
+            bytes[at] = '#';
+            memcpy(bytes + at + 1, sample.bytes + at, sample.size - at);
+            assert_damaged((struct slice){bytes, sample.size + 1}, bad);
+        }
+    }
+}
+
+static void a_zeroed_block_is_damage(void **state)
+{
+    (void)state;
+    char bytes[sizeof sample.bytes];
+    make_sample(true);
+    for (size_t from = LOG_FIRST_LINE_BYTES; from < sample.certified; from += 7)
+        for (size_t to = from + 1; to <= sample.certified; to += 13) {
+            memcpy(bytes, sample.bytes, sample.size);
+            memset(bytes + from, 0, to - from);
+            assert_damaged((struct slice){bytes, sample.size}, sample.line_start[line_of(from)]);
+        }
+}
+
+/* Puts one more line (or any text) behind the sample. */
+static struct slice with_tail(struct slice tail)
+{
+    static char bytes[4u << 20];
+    memcpy(bytes, sample.bytes, sample.size);
+    memcpy(bytes + sample.size, tail.p, tail.n);
+    return (struct slice){bytes, sample.size + tail.n};
+}
+
+static struct slice line_text(uint64_t batch, const char *format)
+{
+    static char text[LOG_LINE_MAX_BYTES * 2];
+    char covered[LOG_LINE_MAX_BYTES];
+    snprintf(covered, sizeof covered, format, batch);
+    struct slice line = checked(covered);
+    memcpy(text, line.p, line.n);
+    text[line.n] = '\n';
+    return (struct slice){text, line.n + 1};
+}
+
+static void a_tail_of_anything_is_torn(void **state)
+{
+    (void)state;
+    static char filler[3u << 20];
+    make_sample(false);
+    size_t end = sample.size;
+    const struct {
+        char byte;
+        size_t size;
+        bool ends;
+    } rows[] = {
+        {'\0', 1, false},
+        {'\0', 4096, false},
+        {'\0', sizeof filler, false},
+        {'x', LOG_LINE_MAX_BYTES - 1, true},
+        {'x', LOG_LINE_MAX_BYTES, true},
+        {'x', LOG_LINE_MAX_BYTES, false},
+        {'x', sizeof filler, true},
+        {'\n', 1, false},
+        {'\n', 600, false},
+        {'\t', 600, true},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        memset(filler, rows[i].byte, rows[i].size);
+        if (rows[i].ends)
+            filler[rows[i].size - 1] = '\n';
+        assert_torn(with_tail((struct slice){filler, rows[i].size}), end);
+        assert_goes_on(sample.lines);
+    }
+    static const char *const lines[] = {
+        "%" PRIx64 "\tS\t1\t-\troom\tk", /* a room twice, in a batch of its own */
+        "15\tS\t1\t-\tnew\tk",           /* of no batch */
+        "14\t-",                         /* a seal of another place */
+        "%" PRIx64 "\tS\t1\t-\tnew",     /* too few fields */
+    };
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        assert_torn(with_tail(line_text(end, lines[i])), end);
+        assert_goes_on(sample.lines);
+    }
+    assert_torn(with_tail(line_text(sample.certified, "%" PRIx64 "\tS\t1\t-\troom\tk")), end);
+    assert_goes_on(sample.lines);
+}
+
+static void what_certifies_is_found_behind_anything(void **state)
+{
+    (void)state;
+    static char filler[3u << 20];
+    static const size_t sizes[] = {1,
+                                   2,
+                                   600,
+                                   LOG_LINE_MAX_BYTES - 30,
+                                   LOG_LINE_MAX_BYTES,
+                                   LOG_LINE_MAX_BYTES * 2 + 7,
+                                   sizeof filler / 2};
+    make_sample(false);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int ends = 0; ends < 2; ends++) {
+            memset(filler, 'x', sizes[i]);
+            if (ends)
+                filler[sizes[i] - 1] = '\n';
+            struct slice seal = line_text(sample.size + sizes[i], "%" PRIx64 "\t-");
+            memcpy(filler + sizes[i], seal.p, seal.n);
+            assert_damaged(with_tail((struct slice){filler, sizes[i] + seal.n}), sample.size);
+        }
+}
+
+static void an_earlier_torn_file_is_kept(void **state)
+{
+    (void)state;
+    char name[64], message[256];
+    make_sample(false);
+    snprintf(name, sizeof name, LOG_NAME ".torn-%zu", sample.size);
+    for (int i = 1; i <= 3; i++) {
+        write_log(with_tail(i == 1 ? SLICE("one") : i == 2 ? SLICE("two") : SLICE("three")));
+        open_store();
+        snprintf(message, sizeof message, "moved to %s%s\n", name,
+                 i == 1   ? ""
+                 : i == 2 ? ".2"
+                          : ".3");
+        assert_non_null(strstr(said(), message));
+        assert_int_equal(close_store(), 0);
+    }
+    assert_named_is(name, SLICE("one"));
+    snprintf(name, sizeof name, LOG_NAME ".torn-%zu.3", sample.size);
+    assert_named_is(name, SLICE("three"));
+}
+
+/* ------------------------------------------------------------------------ seals */
+
+static unsigned count_seals(struct slice log)
+{
+    unsigned seals = 0;
+    for (size_t i = 2; i < log.n; i++)
+        seals += log.p[i] == '\n' && log.p[i - 1] == '-' && log.p[i - 2] == '\t';
+    return seals;
+}
+
+/* BATCH of the log's last line. */
+static uint64_t last_batch(void)
+{
+    struct slice log = read_log();
+    size_t at = log.n - 1;
+    while (at > 0 && log.p[at - 1] != '\n')
+        at--;
+    struct log_line line;
+    assert_int_equal(log_parse((struct slice){log.p + at, log.n - 1 - at}, &line), LOG_VALID);
+    return line.batch;
+}
+
+static void a_log_at_rest_is_sealed_after_a_second(void **state)
+{
+    (void)state;
+    open_store();
+    assert_int_equal(store_tick(scene.store, 5000), -1); /* a new log needs none */
+    must_set("a", "k");
+    assert_true(store_tick(scene.store, 5100) > 0);
+    must_commit();
+    assert_int_equal(store_tick(scene.store, 5200), 900);
+    assert_int_equal(store_tick(scene.store, 6099), 1);
+    size_t end = read_log().n;
+    disarm();
+    assert_true(store_tick(scene.store, 6100) > 0);
+    assert_true(collect().ok);
+    assert_int_equal(faults[PWRITE].made, 1);
+    assert_int_equal(faults[FDATASYNC].made, 0);
+    assert_int_equal(store_tick(scene.store, 90000), -1);
+    assert_int_equal(last_batch(), end);
+
+    /* The seal was not synced: what follows it stands or falls with it. */
+    must_set("b", "k");
+    must_commit();
+    assert_int_equal(last_batch(), end);
+    size_t next = read_log().n;
+    must_set("c", "k");
+    must_commit();
+    assert_int_equal(last_batch(), next);
+    reopen();
+    assert_key("a", "k");
+    assert_key("c", "k");
+    assert_int_equal(count_seals(read_log()), 2);
+}
+
+static void sets_during_a_seal_belong_to_it(void **state)
+{
+    (void)state;
+    open_store();
+    must_set("a", "k");
+    must_commit();
+    size_t end = read_log().n;
+    store_tick(scene.store, 1);
+    store_tick(scene.store, 1001);
+    must_set("b", "k");
+    assert_true(collect().ok);
+    assert_key("b", NULL);
+    must_commit();
+    assert_int_equal(last_batch(), end);
+    reopen();
+    assert_key("b", "k");
+}
+
+static void a_sealed_log_is_not_sealed_again(void **state)
+{
+    (void)state;
+    make_sample(true);
+    for (int i = 0; i < 3; i++) {
+        open_store();
+        assert_int_equal(store_tick(scene.store, 1), -1);
+        assert_int_equal(close_store(), 0);
+        assert_named_is(LOG_NAME, (struct slice){sample.bytes, sample.size});
+    }
+    make_sample(false);
+    write_log((struct slice){sample.bytes, sample.size});
+    open_store();
+    assert_int_equal(store_tick(scene.store, 7), 1000);
+    assert_int_equal(close_store(), 0);
+    assert_int_equal(count_seals(read_log()), 1);
+}
+
+/* A seal says that what precedes it is on disk; so it must not follow one that was never synced, even
+ * when the batch between them is gone. */
+static void a_seal_never_follows_an_unsynced_one(void **state)
+{
+    (void)state;
+    open_store();
+    must_set("a", "k");
+    must_commit();
+    store_tick(scene.store, 1);
+    store_tick(scene.store, 1001);
+    assert_true(collect().ok);
+    arm(PWRITE, 1, 1, ENOSPC);
+    must_set("b", "k");
+    assert_false(commit().ok);
+    disarm();
+    assert_non_null(strstr(said(), "No space left"));
+    assert_int_equal(store_tick(scene.store, 9000), -1);
+    assert_int_equal(store_tick(scene.store, 19000), -1);
+    assert_int_equal(close_store(), 0);
+    assert_int_equal(count_seals(read_log()), 1);
+}
+
+/* ------------------------------------------------------------------------ what may stand in a directory */
+
+static void a_directory_has_one_store(void **state)
+{
+    (void)state;
+    char why[512];
+    open_store();
+    assert_null(store_open(scene.dir, why, sizeof why));
+    assert_non_null(strstr(why, "in use by another roomkeyd"));
+    must_set("a", "k");
+    must_commit();
+    assert_int_equal(close_store(), 0);
+    open_store();
+    assert_key("a", "k");
+}
+
+static void what_is_no_log_is_left_alone(void **state)
+{
+    (void)state;
+    assert_refused(SLICE("hello\n"), "not a log of roomkeyd's; it has not been touched");
+    assert_refused(SLICE("\n"), "not a log");
+    assert_refused(SLICE("\0\0\0\0"), "not a log");
+    assert_refused(SLICE("roomkeyd keys.log 1"), "not a log");
+    assert_refused(SLICE("roomkeyd keys.log 1\r\n"), "not a log");
+    assert_refused(SLICE("roomkeyd keys.log 01\n"), "not a log");
+    assert_refused(SLICE("roomkeyd keys.log \n"), "not a log");
+    assert_refused(SLICE("roomkeyd keys.log 2\n"), "newer");
+    assert_refused(SLICE("roomkeyd keys.log 10\nanything"), "newer");
+
+    empty_dir();
+    write_log(SLICE(""));
+    open_store();
+    assert_named_is(LOG_NAME, SLICE(LOG_FIRST_LINE));
+    must_set("a", "k");
+    reopen();
+    assert_key("a", "k");
+}
+
+static void lines_of_a_newer_version_are_not_lost(void **state)
+{
+    (void)state;
+    char reason[64];
+    make_sample(false);
+    snprintf(reason, sizeof reason, "keys.log: byte %zu: it was written by a newer", sample.size);
+    assert_refused(with_tail(line_text(sample.size, "%" PRIx64 "\tR\t1\tu\tr")), reason);
+
+    char tail[256];
+    struct slice line = line_text(sample.size + 2, "%" PRIx64 "\tR\t1\tu\tr");
+    tail[0] = '?';
+    tail[1] = '\n';
+    memcpy(tail + 2, line.p, line.n);
+    assert_damaged(with_tail((struct slice){tail, line.n + 2}), sample.size);
+}
+
+static void what_is_no_file_is_refused(void **state)
+{
+    (void)state;
+    assert_int_equal(mkdir(path_of(LOG_NAME), 0700), 0);
+    assert_false(try_open());
+    assert_non_null(strstr(scene.why, "keys.log: Is a directory"));
+    empty_dir();
+    assert_int_equal(mkfifo(path_of(LOG_NAME), 0600), 0);
+    assert_false(try_open());
+    assert_non_null(strstr(scene.why, "keys.log: not a regular file"));
+    empty_dir();
+    assert_int_equal(symlink("/dev/full", path_of(LOG_NAME)), 0);
+    assert_false(try_open());
+    assert_non_null(strstr(scene.why, "keys.log: not a regular file"));
+
+    char why[512];
+    assert_null(store_open(path_of("missing"), why, sizeof why));
+    assert_non_null(strstr(why, "/missing: No such file or directory"));
+    write_log(SLICE("a file"));
+    assert_null(store_open(path_of(LOG_NAME), why, sizeof why));
+    assert_non_null(strstr(why, "/keys.log: Not a directory"));
+}
+
+static void a_half_born_log_is_no_obstacle(void **state)
+{
+    (void)state;
+    int fd = open(path_of(LOG_NAME ".new"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(write(fd, "much longer than the first line", 31), 31);
+    close(fd);
+    open_store();
+    assert_named_is(LOG_NAME, SLICE(LOG_FIRST_LINE));
+    assert_int_equal(count_files(), 1);
+    struct stat status;
+    assert_int_equal(stat(path_of(LOG_NAME), &status), 0);
+    assert_int_equal(status.st_mode & 07777, 0600);
+}
+
+static void a_record_that_changes_on_disk_is_not_told(void **state)
+{
+    (void)state;
+    char found[ID_MAX_BYTES];
+    size_t n;
+    uint64_t ticket;
+    open_store();
+    must_set("a", "k");
+    must_set("b", "k");
+    must_commit();
+    int fd = open(path_of(LOG_NAME), O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "?", 1, (off_t)LOG_FIRST_LINE_BYTES + 3), 1);
+    close(fd);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(store_get(scene.store, SLICE("a"), found, &n), STORE_UNAVAILABLE);
+        assert_int_equal(set("a", "other", &ticket), STORE_UNAVAILABLE);
+        assert_int_equal(ticket, 0);
+    }
+    assert_string_equal(said(), "roomkeyd: keys.log: cannot read the record at byte 20 back: "
+                                "it has changed on disk\n");
+    assert_key("b", "k");
+    must_set("c", "k");
+    must_commit();
+    assert_false(store_has_failed(scene.store));
+}
+
+/* ------------------------------------------------------------------------ when a batch fails */
+
+/* "a" is durable, "b" is in the batch that meets the fault, "c" in the one that gathers meanwhile. */
+static void fail_a_batch(enum call call, unsigned last, int error)
+{
+    open_store();
+    must_set("a", "k");
+    must_commit();
+    must_set("b", "k");
+    arm(call, 1, last, error);
+    store_hand_over(scene.store);
+    uint64_t ticket = must_set("c", "k");
+    struct store_settled settled = collect();
+    assert_true(faults[call].fired);
+    disarm();
+    assert_false(settled.ok);
+    assert_int_equal(settled.up_to, ticket);
+    assert_key("a", "k");
+    assert_key("b", NULL);
+    assert_key("c", NULL);
+}
+
+static void a_full_disk_refuses_while_it_is_full(void **state)
+{
+    (void)state;
+    static const int errors[] = {ENOSPC, EDQUOT, EFBIG};
+    char message[256];
+    for (size_t i = 0; i < 3; i++) {
+        empty_dir();
+        fail_a_batch(PWRITE, 1, errors[i]);
+        snprintf(message, sizeof message,
+                 "roomkeyd: keys.log: write: %s: sets are refused while that lasts\n",
+                 strerror(errors[i]));
+        assert_string_equal(said(), message);
+        assert_false(store_has_failed(scene.store));
+
+        uint64_t failed = must_set("b", "k2");
+        arm(PWRITE, 1, 1, errors[i]);
+        struct store_settled settled = commit();
+        disarm();
+        assert_false(settled.ok);
+        assert_true(settled.up_to >= failed);
+        assert_string_equal(said(), ""); /* it has been said */
+
+        assert_true(must_set("b", "k3") > settled.up_to);
+        must_commit();
+        assert_string_equal(said(), "roomkeyd: keys.log: there is space again, sets are taken\n");
+        reopen();
+        assert_key("a", "k");
+        assert_key("b", "k3");
+        assert_key("c", NULL);
+        assert_int_equal(close_store(), 0);
+    }
+}
+
+static void half_a_write_is_finished_or_cut_back(void **state)
+{
+    (void)state;
+    char before[512];
+    open_store();
+    must_set("a", "k");
+    must_set("b", "k");
+    arm(PWRITE, 1, 3, SHORT_COUNT);
+    must_commit();
+    assert_int_equal(faults[PWRITE].made, 4);
+    assert_key("a", "k");
+    assert_key("b", "k");
+    struct slice log = read_log();
+    size_t size = log.n;
+    memcpy(before, log.p, size);
+
+    must_set("c", "k");
+    must_set("d", "k");
+    arm(PWRITE, 1, 2, ENOSPC);
+    faults[PWRITE].half_first = true;
+    assert_false(commit().ok);
+    assert_int_equal(faults[PWRITE].made, 2);
+    assert_non_null(strstr(said(), "No space left"));
+    assert_named_is(LOG_NAME, (struct slice){before, size});
+    assert_false(store_has_failed(scene.store));
+    reopen();
+    assert_key("b", "k");
+    assert_key("c", NULL);
+    assert_key("d", NULL);
+}
+
+static void a_failed_disk_refuses_until_it_is_opened_again(void **state)
+{
+    (void)state;
+    static const struct {
+        enum call call;
+        const char *name;
+        int error;
+    } rows[] = {{FDATASYNC, "fdatasync", EIO},    {FDATASYNC, "fdatasync", ENOSPC},
+                {FDATASYNC, "fdatasync", EDQUOT}, {PWRITE, "write", EIO},
+                {PWRITE, "write", EROFS},         {PWRITE, "write", EBADF}};
+    char message[256];
+    uint64_t ticket;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        empty_dir();
+        fail_a_batch(rows[i].call, 1, rows[i].error);
+        snprintf(message, sizeof message,
+                 "roomkeyd: keys.log: %s: %s: sets are refused until restart\n", rows[i].name,
+                 strerror(rows[i].error));
+        assert_string_equal(said(), message);
+        assert_true(store_has_failed(scene.store));
+        assert_int_equal(set("b", "k2", &ticket), STORE_UNAVAILABLE);
+        assert_int_equal(ticket, 0);
+        assert_int_equal(set("a", "k2", &ticket), STORE_EXISTS);
+        assert_int_equal(store_tick(scene.store, 100000), -1);
+        assert_int_equal(close_store(), -1);
+        open_store();
+        assert_key("a", "k");
+        assert_key("b", NULL);
+        assert_key("c", NULL);
+        must_set("b", "k3");
+        assert_int_equal(close_store(), 0);
+    }
+}
+
+static void a_log_that_cannot_be_cut_is_not_written_to(void **state)
+{
+    (void)state;
+    uint64_t ticket;
+    open_store();
+    must_set("a", "k");
+    must_commit();
+    must_set("b", "k");
+    must_set("c", "a longer key, so that half of the batch has no end");
+    arm(PWRITE, 1, 2, ENOSPC);
+    faults[PWRITE].half_first = true;
+    arm(FTRUNCATE, 1, 1, EIO);
+    assert_false(commit().ok);
+    disarm();
+    assert_string_equal(said(), "roomkeyd: keys.log: write: No space left on device: "
+                                "sets are refused while that lasts\n"
+                                "roomkeyd: keys.log: ftruncate: Input/output error: "
+                                "sets are refused until restart\n");
+    assert_true(store_has_failed(scene.store));
+    assert_int_equal(set("d", "k", &ticket), STORE_UNAVAILABLE);
+    assert_key("a", "k");
+    assert_key("b", NULL);
+    assert_int_equal(close_store(), -1);
+
+    /* "b" was written whole, so it is kept: nobody has been told that it is set, nor that it is not. */
+    open_store();
+    assert_non_null(strstr(said(), "a crash left a torn tail"));
+    assert_key("a", "k");
+    assert_key("b", "k");
+    assert_key("c", NULL);
+}
+
+/* ------------------------------------------------------------------------ every call fails once */
+
+#define RUN_ROOMS 8
+
+enum fate { NOT_ASKED, REFUSED, FAILED, ACKNOWLEDGED };
+
+static const char *run_room(unsigned i)
+{
+    static const char *const rooms[RUN_ROOMS] = {"r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7"};
+    return rooms[i];
+}
+
+static void run_batch(enum fate fates[RUN_ROOMS], unsigned from, unsigned to)
+{
+    uint64_t ticket;
+    bool is_any_taken = false;
+    for (unsigned i = from; i < to; i++) {
+        fates[i] = set(run_room(i), "k", &ticket) == STORE_OK ? FAILED : REFUSED;
+        is_any_taken = is_any_taken || fates[i] == FAILED;
+    }
+    if (is_any_taken && commit().ok)
+        for (unsigned i = from; i < to; i++)
+            fates[i] = fates[i] == FAILED ? ACKNOWLEDGED : fates[i];
+}
+
+/* Reads may fail, but they do not lie. */
+static void run_reads(const enum fate fates[RUN_ROOMS])
+{
+    char key[ID_MAX_BYTES];
+    size_t n;
+    for (unsigned i = 0; i < RUN_ROOMS; i++) {
+        enum store_result result = store_get(scene.store, slice_of(run_room(i)), key, &n);
+        if (result != STORE_UNAVAILABLE)
+            assert_int_equal(result, fates[i] == ACKNOWLEDGED ? STORE_OK : STORE_NONE);
+    }
+}
+
+/* A life of the store, from birth or from the log that is there to a clean stop. Nothing in it but the
+ * store allocates. Returns whether it could be opened. */
+static bool run_script(enum fate fates[RUN_ROOMS])
+{
+    if (!try_open())
+        return false;
+    run_batch(fates, 0, 2);
+    run_batch(fates, 2, 5);
+    for (int64_t now_ms = 1; now_ms <= 1001; now_ms += 1000)
+        store_tick(scene.store, now_ms);
+    struct store_settled settled;
+    struct epoll_event event;
+    while (store_tick(scene.store, 1002) != -1 && !store_collect(scene.store, &settled))
+        assert_int_equal(epoll_wait(scene.epoll_fd, &event, 1, COMMIT_TIMEOUT_MS), 1);
+    run_reads(fates);
+    run_batch(fates, 5, RUN_ROOMS);
+    run_reads(fates);
+    close_store();
+    return true;
+}
+
+/* What is there when the store is opened again, with nothing failing. */
+static void check_run(const enum fate fates[RUN_ROOMS], bool could_cut)
+{
+    char key[ID_MAX_BYTES];
+    size_t n;
+    open_store();
+    for (unsigned i = 0; i < RUN_ROOMS; i++) {
+        enum store_result result = store_get(scene.store, slice_of(run_room(i)), key, &n);
+        if (fates[i] == ACKNOWLEDGED)
+            assert_int_equal(result, STORE_OK);
+        else if (fates[i] != FAILED || could_cut)
+            assert_int_equal(result, STORE_NONE);
+    }
+    must_set("afterwards", "k");
+    assert_int_equal(close_store(), 0);
+}
+
+static void prepare_run(bool with_torn_tail)
+{
+    disarm();
+    empty_dir();
+    if (with_torn_tail) {
+        char log[512];
+        struct slice line = line_text(LOG_FIRST_LINE_BYTES, "%" PRIx64 "\tS\t1\t-\told\tk");
+        int n = snprintf(log, sizeof log, LOG_FIRST_LINE "%.*stor", (int)line.n, line.p);
+        write_log((struct slice){log, (size_t)n});
+    }
+}
+
+/* Each complaint is a whole line of the store's. */
+static void assert_said_sound(void)
+{
+    for (const char *line = said(); *line; line = strchr(line, '\n') + 1) {
+        assert_int_equal(strncmp(line, "roomkeyd: keys.log: ", 20), 0);
+        assert_non_null(strchr(line, '\n'));
+    }
+}
+
+/* The script with one kind of call failing from its n-th use on, `length` times. Returns whether it is
+ * used that often. */
+static bool run_with_fault(enum call call, unsigned n, unsigned length, int error)
+{
+    for (int with_torn_tail = 0, used = 0;; with_torn_tail++) {
+        if (with_torn_tail == 2)
+            return used;
+        enum fate fates[RUN_ROOMS] = {NOT_ASKED};
+        prepare_run(with_torn_tail);
+        arm(call, n, n + length - 1, error);
+        bool opened = run_script(fates);
+        bool fired = faults[call].fired, is_hidden = error == EINTR || error == SHORT_COUNT;
+        disarm();
+        if (!opened) {
+            assert_true(fired && !is_hidden);
+            assert_non_null(strstr(scene.why, scene.dir));
+            assert_non_null(strstr(scene.why, error == ENOMEM        ? "emory"
+                                              : error == EWOULDBLOCK ? "in use"
+                                                                     : strerror(error)));
+        }
+        for (unsigned i = 0; (!fired || is_hidden) && i < RUN_ROOMS; i++)
+            assert_int_equal(fates[i], ACKNOWLEDGED);
+        check_run(fates, call != FTRUNCATE);
+        assert_said_sound();
+        used = used || fired;
+    }
+}
+
+static void any_call_may_fail_at_any_use(void **state)
+{
+    (void)state;
+    static const struct {
+        enum call call;
+        int errors[7];
+    } rows[] = {
+        {PWRITE, {EIO, ENOSPC, EDQUOT, EFBIG, EINTR, SHORT_COUNT}},
+        {PREAD, {EIO, EINTR, SHORT_COUNT}},
+        {FDATASYNC, {EIO, ENOSPC, EDQUOT, EINTR}},
+        {FSYNC, {EIO, ENOSPC, EDQUOT, EINTR}},
+        {FTRUNCATE, {EIO, EPERM, EINTR}},
+        {OPEN, {EACCES, EMFILE, ENFILE, ENOMEM}},
+        {OPENAT, {EACCES, EMFILE, ENFILE, ENOMEM, ENOSPC, EROFS, EIO}},
+        {RENAMEAT, {EIO, ENOSPC, EDQUOT, EROFS}},
+        {FLOCK, {EWOULDBLOCK, ENOLCK}},
+        {EVENTFD, {EMFILE, ENFILE, ENOMEM}},
+        {PTHREAD_CREATE, {EAGAIN}},
+        {GETRANDOM, {ENOSYS}},
+        {MALLOC, {ENOMEM}},
+        {CALLOC, {ENOMEM}},
+        {REALLOC, {ENOMEM}},
+    };
+    unsigned runs = 0;
+    for (size_t row = 0; row < sizeof rows / sizeof *rows; row++)
+        for (size_t i = 0; i < 7 && rows[row].errors[i] != 0; i++)
+            for (unsigned length = 1; length <= 100; length += 99) {
+                /* An EINTR or a short count for ever would be another story. */
+                unsigned times = rows[row].errors[i] == SHORT_COUNT && length > 1 ? 4 : length;
+                unsigned n = 1;
+                while (run_with_fault(rows[row].call, n, times, rows[row].errors[i]))
+                    n++;
+                assert_true(n > 1); /* each is used at least once */
+                runs += n;
+            }
+    print_message("%u runs with a fault\n", runs);
+}
+
+int main(void)
+{
+#define UNIT(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+    const struct CMUnitTest tests[] = {
+        UNIT(the_checksum_is_crc32c),
+        UNIT(ids_are_escaped_one_way_only),
+        UNIT(lines_have_one_spelling),
+        UNIT(a_set_is_shown_when_it_is_durable),
+        UNIT(closing_commits_what_is_open),
+        UNIT(a_batch_is_one_write_and_one_sync),
+        cmocka_unit_test_setup_teardown(random_runs_agree_with_the_model, seed_generator,
+                                        tear_down),
+        UNIT(a_log_may_be_longer_than_any_buffer),
+        UNIT(a_log_cut_anywhere_keeps_its_whole_lines),
+        UNIT(a_changed_byte_is_damage_or_a_torn_tail),
+        UNIT(a_seal_certifies_the_log_to_its_end),
+        UNIT(lines_lost_moved_or_doubled_are_damage),
+        UNIT(bytes_lost_or_added_are_damage),
+        UNIT(a_zeroed_block_is_damage),
+        UNIT(a_tail_of_anything_is_torn),
+        UNIT(what_certifies_is_found_behind_anything),
+        UNIT(an_earlier_torn_file_is_kept),
+        UNIT(a_log_at_rest_is_sealed_after_a_second),
+        UNIT(sets_during_a_seal_belong_to_it),
+        UNIT(a_sealed_log_is_not_sealed_again),
+        UNIT(a_seal_never_follows_an_unsynced_one),
+        UNIT(a_directory_has_one_store),
+        UNIT(what_is_no_log_is_left_alone),
+        UNIT(lines_of_a_newer_version_are_not_lost),
+        UNIT(what_is_no_file_is_refused),
+        UNIT(a_half_born_log_is_no_obstacle),
+        UNIT(a_record_that_changes_on_disk_is_not_told),
+        UNIT(a_full_disk_refuses_while_it_is_full),
+        UNIT(half_a_write_is_finished_or_cut_back),
+        UNIT(a_failed_disk_refuses_until_it_is_opened_again),
+        UNIT(a_log_that_cannot_be_cut_is_not_written_to),
+        UNIT(any_call_may_fail_at_any_use),
+    };
+    return cmocka_run_group_tests_name("store", tests, NULL, NULL);
+}
