@@ -31,16 +31,19 @@ quick_CFLAGS    := $(asan_CFLAGS) $(SHORT)
 quick_LDFLAGS   := $(asan_LDFLAGS)
 tsan_CFLAGS     := -O1 -g -fsanitize=thread
 tsan_LDFLAGS    := -fsanitize=thread
+clang_CC        := clang
+clang_CFLAGS    := $(CFLAGS) $(HARDENED)
+clang_LDFLAGS   := $(release_LDFLAGS)
 m32_CFLAGS      := $(CFLAGS) -m32
 m32_LDFLAGS     := -m32
 static_CC       := $(if $(MUSL),$(MUSL),$(CC))
 static_CFLAGS   := -Os -flto -fno-asynchronous-unwind-tables -fstack-protector-strong
 static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now
 
-FLAVOURS := release asan quick tsan m32 static
+FLAVOURS := release asan quick tsan clang m32 static
 UNITS    := sha256 table access http api store
 
-.PHONY: all static test units server test-ecosystem tsan bench clean help
+.PHONY: all static test units server test-ecosystem m32 tsan clean help
 all: roomkeyd
 
 roomkeyd: build/release/roomkeyd
@@ -87,24 +90,29 @@ static: build/static/roomkeyd
 units: $(UNITS:%=build/asan/tests/test_%)
 	@set -e; for unit in $^; do echo "$$unit"; $$unit; done
 
-server: build/asan/roomkeyd build/quick/roomkeyd build/release/roomkeyd static
-	ROOMKEYD=build/asan/roomkeyd ROOMKEYD_QUICK=build/quick/roomkeyd \
-	ROOMKEYD_RELEASE=build/release/roomkeyd ROOMKEYD_STATIC=build/static/roomkeyd \
-	$(PYTHON) -m pytest -q -p no:cacheprovider tests
+# $(1): the flavour that is put to the whole-server tests.
+pytest = ROOMKEYD=build/$(1)/roomkeyd ROOMKEYD_QUICK=build/quick/roomkeyd \
+         ROOMKEYD_RELEASE=build/release/roomkeyd ROOMKEYD_STATIC=build/static/roomkeyd \
+         $(PYTHON) -m pytest -q -p no:cacheprovider
+BINARIES := build/quick/roomkeyd build/release/roomkeyd build/static/roomkeyd
+
+server: build/asan/roomkeyd $(BINARIES)
+	$(call pytest,asan) tests
 
 test: units server
 
 # Clients and tools that are heavy to install. A missing one is a failure.
-test-ecosystem: build/release/roomkeyd
-	ROOMKEYD=build/release/roomkeyd $(PYTHON) -m pytest -q -p no:cacheprovider tests/ecosystem
-
-# Data races: the store's units, and the server's racing clients.
-tsan: build/tsan/tests/test_store build/tsan/roomkeyd
-	build/tsan/tests/test_store
-	ROOMKEYD=build/tsan/roomkeyd $(PYTHON) -m pytest -q -p no:cacheprovider tests/test_store.py -k race
+test-ecosystem: $(BINARIES)
+	$(call pytest,release) tests/ecosystem
 
 # The whole-server tests against the 32-bit build.
-m32: build/m32/roomkeyd
+m32: build/m32/roomkeyd $(BINARIES)
+	$(call pytest,m32) tests
+
+# Data races: the store's units, and the server with racing clients.
+tsan: build/tsan/tests/test_store build/tsan/roomkeyd $(BINARIES)
+	build/tsan/tests/test_store
+	$(call pytest,tsan) tests/test_store.py -k race
 
 clean:
 	rm -rf build roomkeyd
@@ -114,5 +122,6 @@ help:
 	@echo 'make static          build/static/roomkeyd, for an empty root'
 	@echo 'make test            units and whole server, with sanitizers'
 	@echo 'make test-ecosystem  the heavy clients'
+	@echo 'make m32             the whole-server tests against a 32-bit build'
 	@echo 'make tsan            data races'
 	@echo 'make clean'

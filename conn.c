@@ -19,8 +19,9 @@
  * What has to hold:
  *   1. While a connection has a ticket, no byte of the reply that rests on it is sent, and no further
  *      request of that connection is applied.
- *   2. A deadline is judged only against a moment before the last wait: who was ready then has been
- *      served, so a process that was stopped for a while does not punish its clients.
+ *   2. A deadline is judged only against the horizon: the latest moment of which it is certain that
+ *      whoever was ready then has been served since. So a process that was stopped for a while, or
+ *      that has more ready sockets than fit in a pass, does not punish its clients.
  *   3. A connection is freed only in the last phase: no event of a pass can point at freed memory.
  *   4. Buffers are bounded: less than one request in, OUT_LIMIT_BYTES and one reply out; an idle
  *      connection has none.
@@ -193,12 +194,14 @@ static void refuse(struct conns *conns, struct conn *conn, int status, const cha
     add_reply(conns, conn);
 }
 
-/* ------------------------------------------------------------------------ phase: read, parse, apply */
+/* ------------------------------------------------------------------------ phase: read */
 
-static void answer(struct conns *conns, struct conn *conn, const struct http_request *request) {
+/* Answers a request. is_last: nothing of a next one has arrived. */
+static void answer(struct conns *conns, struct conn *conn, const struct http_request *request,
+                   bool is_last) {
     enter(conns, conn, CONN_IDLE); /* the next request's time is its own */
     api_answer(&conns->api, request, &conns->reply);
-    conn->closing = !request->keep_alive || conns->is_draining;
+    conn->closing = !request->keep_alive || (conns->is_draining && is_last);
     conns->reply.http.confirm_keep_alive = request->is_http10 && !conn->closing;
     add_reply(conns, conn);
 }
@@ -228,8 +231,8 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
         case HTTP_MORE: return;
         case HTTP_ERROR: refuse(conns, conn, in->request.status, in->request.why); return;
         case HTTP_DONE:
-            answer(conns, conn, &in->request);
             in->begin += in->request.size;
+            answer(conns, conn, &in->request, in->begin == in->end);
             http_request_init(&in->request);
         }
     }
@@ -379,15 +382,13 @@ static void expire(struct conns *conns, struct conn *conn) {
         enter(conns, conn, CONN_IDLE); /* out of this list; the write phase gives it its state */
 }
 
-/* Judges those who have been in a state for too long. Who was ready at the last wait has been served
- * by now; so the moment that counts is the one before it, and only if the wait saw everybody. */
+/* Judges those who have been in a state for too long. */
 void conns_check_deadlines(struct conns *conns) {
-    if (!conns->saw_all) return;
     for (int state = 0; state < CONN_STATES; state++) {
         int64_t duration = duration_ms(conns, (enum conn_state)state);
         struct conn *conn;
         while (duration >= 0 && (conn = conns->lists[state].first) != NULL &&
-               conn->since_ms + duration < conns->asked_ms && !conn->is_queued)
+               conn->since_ms + duration < conns->horizon_ms && !conn->is_queued)
             expire(conns, conn);
     }
 }
@@ -402,13 +403,19 @@ static void send_replies(struct conns *conns, struct conn *conn) {
         ssize_t n = send(conn->source.fd, out->bytes + out->begin, end - out->begin, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno != EAGAIN) close_conn(conns, conn);
-        if (n < 0) return;
+        if (n < 0) break;
         out->begin += (size_t)n;
     }
     if (out->begin == out->end) {
         free(out);
         conn->out = NULL;
+        return;
     }
+    /* What was sent makes room, or an endless pipeline of sets would make an endless outbox. */
+    memmove(out->bytes, out->bytes + out->begin, out->end - out->begin);
+    out->end -= out->begin;
+    conn->reply_begin -= conn->ticket ? out->begin : 0;
+    out->begin = 0;
 }
 
 /* Shuts our end after the last reply and waits for the client to shut its own. Closing at once while

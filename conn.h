@@ -41,10 +41,9 @@ struct conn_list {
 struct conns {
     int epoll_fd;
     struct api api;
-    int64_t asked_ms; /* a monotonic clock just before the last wait for events */
-    int64_t now_ms;   /* and just after it */
-    bool saw_all;     /* that wait reported every source that was ready */
-    bool is_draining; /* persist no more */
+    int64_t now_ms;     /* a monotonic clock just after the last wait for events */
+    int64_t horizon_ms; /* who was ready at this moment has been reported since */
+    bool is_draining;   /* persist no more */
 
     unsigned count, refusal_count;
     struct conn_list lists[CONN_STATES];

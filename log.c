@@ -316,6 +316,30 @@ int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offse
     }
 }
 
+/* Goes on reading at an offset, without reading again what is in the buffer. */
+static void read_on_at(struct log_reader *reader, uint64_t offset) {
+    uint64_t buffered = reader->offset - reader->begin;
+    if (offset < buffered || offset > buffered + reader->end) {
+        reader->end = 0;
+        reader->at_end = false;
+        buffered = offset;
+    }
+    reader->begin = (size_t)(offset - buffered);
+    reader->offset = offset;
+    reader->in_line = false;
+}
+
+void log_look_inside(struct log_reader *reader, struct slice text, uint64_t offset, bool whole) {
+    uint64_t crc;
+    for (size_t i = 1; i + CRC_CHARS < text.n; i++)
+        if (text.p[i + CRC_CHARS] == '\t' &&
+            read_hex((struct slice){text.p + i, CRC_CHARS}, &crc)) {
+            read_on_at(reader, offset + i);
+            return;
+        }
+    if (!whole && text.n > CRC_CHARS) read_on_at(reader, offset + text.n - CRC_CHARS);
+}
+
 /* ------------------------------------------------------------------------ opening */
 
 /* Makes the log, complete with its first line, or not at all. */

@@ -78,6 +78,11 @@ struct log_reader {
  * the next newline. text lives until the next call. Returns 1, 0 at the end, -1 with errno set. */
 int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offset, bool *whole);
 
+/* After a text that log_read_line gave last and that is no valid line: reading goes on where inside it
+ * a line may begin all the same, the newline before which is gone. For those who look for lines behind
+ * a bad one. */
+void log_look_inside(struct log_reader *reader, struct slice text, uint64_t offset, bool whole);
+
 /* Opens the log in a directory for reading and writing, and checks its first line. Where there is
  * none (or an empty file: a log is born with its first line) it is made, complete and durable, or not
  * at all. A file that is something else is not touched. Returns a descriptor, or -1 with the reason. */

@@ -78,6 +78,8 @@ struct server {
     bool is_resting; /* the listeners are not watched: there are no descriptors left */
     bool rest_told;
     int64_t rest_until_ms;
+    int64_t round_ms; /* when the events of a round of waits began to be counted */
+    unsigned round_events;
     int64_t drain_until_ms;
     struct source store_source;
     struct store *store;
@@ -96,9 +98,12 @@ static int64_t monotonic_ms(void) {
 
 /* ------------------------------------------------------------------------ phase: accept */
 
-static void watch_listeners(struct server *server, uint32_t events) {
+static bool watch_listeners(struct server *server, uint32_t events) {
+    bool is_done = true;
     for (int i = 0; i < server->listening_count; i++)
-        source_watch(server->conns.epoll_fd, &server->listening[i].source, EPOLL_CTL_MOD, events);
+        is_done &= source_watch(server->conns.epoll_fd, &server->listening[i].source, EPOLL_CTL_MOD,
+                                events);
+    return is_done;
 }
 
 /* Without descriptors or memory a listener would stay ready and the loop would spin: it rests until a
@@ -113,15 +118,17 @@ static void rest_listeners(struct server *server, const char *why) {
 }
 
 static void wake_listeners(struct server *server) {
-    server->is_resting = false;
-    watch_listeners(server, EPOLLIN);
+    server->is_resting = !watch_listeners(server, EPOLLIN);
+    server->rest_until_ms = server->conns.now_ms + ACCEPT_REST_MS;
 }
 
-static void accept_conns(struct server *server, int listening_fd) {
-    for (int i = 0; i < ACCEPTS_PER_PASS && !server->is_resting; i++) {
+/* Accepts a bounded number of connections. Returns whether there may be more. */
+static bool accept_conns(struct server *server, int listening_fd) {
+    for (int i = 0; i < ACCEPTS_PER_PASS; i++) {
+        if (server->is_resting) return false;
         if (server->conns.refusal_count >= REFUSALS_MAX) {
             rest_listeners(server, "too many connections beyond the limit");
-            return;
+            return false;
         }
         int fd = accept4(listening_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
@@ -130,14 +137,15 @@ static void accept_conns(struct server *server, int listening_fd) {
             continue;
         }
         switch (errno) {
-        case EAGAIN: return;
+        case EAGAIN: return false;
         case EMFILE:
         case ENFILE:
         case ENOBUFS:
-        case ENOMEM: rest_listeners(server, strerror(errno)); return;
+        case ENOMEM: rest_listeners(server, strerror(errno)); return false;
         default: break; /* this connection's trouble (accept(2) lists many); the next may be well */
         }
     }
+    return true;
 }
 
 /* ------------------------------------------------------------------------ reload */
@@ -186,15 +194,14 @@ static void close_listeners(struct server *server) {
 /* The first SIGTERM or SIGINT: whoever has connected by now is served to the end, nobody else is. */
 static void start_draining(struct server *server) {
     for (int i = 0; i < server->listening_count; i++)
-        accept_conns(server, server->listening[i].source.fd);
+        while (accept_conns(server, server->listening[i].source.fd)) continue;
     close_listeners(server);
     server->conns.is_draining = true;
     server->drain_until_ms = server->conns.now_ms + DRAIN_MS;
 }
 
 /* How long the loop may sleep, in milliseconds; -1 for ever. */
-static int sleep_ms(struct server *server) {
-    int64_t now_ms = server->conns.asked_ms;
+static int sleep_ms(struct server *server, int64_t now_ms) {
     int64_t wake_ms = conns_wake_ms(&server->conns);
     int tick_ms = store_tick(server->store, now_ms);
     if (tick_ms >= 0 && now_ms + tick_ms < wake_ms) wake_ms = now_ms + tick_ms;
@@ -205,19 +212,33 @@ static int sleep_ms(struct server *server) {
     return wake_ms <= now_ms ? 0 : (int)(wake_ms - now_ms);
 }
 
+/* Moves the horizon of the connections' deadlines after a wait that was asked for at asked_ms and
+ * brought n events. A wait that brought fewer than asked for has reported everybody. Otherwise the
+ * kernel's ready list is a queue: once it has given as many events as there are sources, it has given
+ * all who stood in it when the round began. */
+static void move_horizon(struct server *server, int64_t asked_ms, int n) {
+    if (server->round_events == 0) server->round_ms = asked_ms;
+    server->round_events += (unsigned)n;
+    bool saw_all = n < EVENTS_PER_PASS;
+    if (!saw_all && server->round_events < server->conns.count + LISTENERS_MAX + 2) return;
+    server->conns.horizon_ms = saw_all ? asked_ms : server->round_ms;
+    server->round_events = 0;
+}
+
 /* Waits for events; signals arrive here and nowhere else. Returns the number of events. */
 static int wait_for_events(struct server *server, struct epoll_event *events,
                            const sigset_t *mask) {
-    struct conns *conns = &server->conns;
-    conns->asked_ms = monotonic_ms();
-    int n = epoll_pwait(conns->epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server), mask);
+    int64_t asked_ms = monotonic_ms();
+    int n = epoll_pwait(server->conns.epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server, asked_ms),
+                        mask);
     if (n < 0 && errno != EINTR) {
         fprintf(stderr, "roomkeyd: epoll_wait: %s\n", strerror(errno));
         abort(); /* EBADF, EFAULT or EINVAL: a defect of this program */
     }
-    conns->now_ms = monotonic_ms();
-    conns->saw_all = n >= 0 && n < EVENTS_PER_PASS;
-    return n < 0 ? 0 : n;
+    server->conns.now_ms = monotonic_ms();
+    if (n < 0) return 0; /* a signal, and nobody was asked */
+    move_horizon(server, asked_ms, n);
+    return n;
 }
 
 static void collect_commits(struct server *server) {
@@ -251,7 +272,7 @@ static void handle_events(struct server *server, const struct epoll_event *event
 
 static bool is_finished(const struct server *server) {
     return server->conns.is_draining &&
-           (server->conns.count == 0 || server->conns.asked_ms >= server->drain_until_ms);
+           (server->conns.count == 0 || server->conns.now_ms >= server->drain_until_ms);
 }
 
 /* Serves until a signal has stopped it and what was in flight is done. */

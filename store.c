@@ -207,8 +207,9 @@ static int admit(struct replay *replay, struct slice text, uint64_t offset) {
     return LOG_VALID;
 }
 
-/* Looks on behind a bad line for lines that certify it. Returns 0 with *highest the highest BATCH
- * found (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */
+/* Looks in and behind a bad line, which the reader has yet to give, for lines that certify it: at any
+ * offset, since bytes may have been lost or added. Returns 0 with *highest the highest BATCH found
+ * (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */
 static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     struct slice text;
     struct log_line line;
@@ -219,8 +220,8 @@ static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     while ((got = log_read_line(reader, &text, &offset, &whole)) > 0) {
         enum log_fault fault = whole ? log_parse(text, &line) : LOG_NOT_A_LINE;
         if (fault == LOG_NEWER) *highest = UINT64_MAX;
-        if (fault == LOG_VALID && line.batch <= offset && line.batch > *highest)
-            *highest = line.batch;
+        if (fault == LOG_VALID && line.batch > *highest) *highest = line.batch;
+        if (fault != LOG_VALID) log_look_inside(reader, text, offset, whole);
     }
     return got;
 }
@@ -261,7 +262,9 @@ static int repair(struct replay *replay, enum log_fault fault, struct log_failur
     struct stat status;
     if (fault == LOG_NEWER)
         return log_fail(why, "%s: byte %" PRIu64 ": %s", LOG_NAME, bad, log_fault_text(LOG_NEWER));
-    if (find_highest_batch(&replay->reader, &highest) < 0 || fstat(store->log_fd, &status) < 0)
+    struct log_reader reader = {
+        .fd = store->log_fd, .buffer = replay->reader.buffer, .offset = bad};
+    if (find_highest_batch(&reader, &highest) < 0 || fstat(store->log_fd, &status) < 0)
         return log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
     if (highest > bad)
         return log_fail(why,
@@ -338,9 +341,10 @@ static enum outcome commit(struct store *store, const struct batch *batch) {
         result = log_sync_data(store->log_fd);
     }
     if (result == 0) {
-        if (store->is_short_of_space)
+        if (store->is_short_of_space && !batch->is_seal) {
             fprintf(stderr, "roomkeyd: %s: there is space again, sets are taken\n", LOG_NAME);
-        store->is_short_of_space = false;
+            store->is_short_of_space = false;
+        }
         return COMMITTED;
     }
     if (!is_full || !store->is_short_of_space)
@@ -596,6 +600,8 @@ bool store_collect(struct store *store, struct store_settled *settled) {
     open->number++;
     open->start = batch->start;
     open->base = batch->base;
+    if (batch->base < batch->start)
+        store->sealed = true; /* by the unsynced seal before it, which no other one may certify */
     return true;
 }
 

@@ -1,5 +1,7 @@
 """Fixtures of the whole-server tests, and how hypothesis behaves in them."""
 
+import contextlib
+
 import hypothesis
 import pytest
 
@@ -38,10 +40,10 @@ class Starter:
                 server.stop()
 
 
-@pytest.fixture(name="serve")
-def _serve(tmp_path):
-    """serve(...) starts a server in this test's directory; call it again after a stop or kill."""
-    starter = Starter(tmp_path)
+@contextlib.contextmanager
+def starter_in(directory):
+    """A Starter that leaves no process behind."""
+    starter = Starter(directory)
     try:
         yield starter
         starter.finish()
@@ -50,6 +52,13 @@ def _serve(tmp_path):
             if server.process.poll() is None:
                 server.process.kill()
                 server.process.wait()
+
+
+@pytest.fixture(name="serve")
+def _serve(tmp_path):
+    """serve(...) starts a server in this test's directory; call it again after a stop or kill."""
+    with starter_in(tmp_path) as starter:
+        yield starter
 
 
 @pytest.fixture(name="server")
@@ -61,13 +70,5 @@ def _server(serve):
 @pytest.fixture(name="shared", scope="module")
 def _shared(tmp_path_factory):
     """One server for all tests of a file that leave nothing but keys of rooms of their own."""
-    starter = Starter(tmp_path_factory.mktemp("shared"))
-    try:
-        server = starter()
-        yield server
-        starter.finish()
-    finally:
-        for server in starter.servers:
-            if server.process.poll() is None:
-                server.process.kill()
-                server.process.wait()
+    with starter_in(tmp_path_factory.mktemp("shared")) as starter:
+        yield starter()

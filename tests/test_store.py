@@ -156,7 +156,7 @@ def test_sigkill_under_load_loses_nothing_that_was_acknowledged(serve):
 
         with in_threads(load, range(clients)):
             wait_until(lambda: book.replies > before + 3 * clients, "the load")
-            target = book.replies + dice.randrange(400)
+            target = book.replies + dice.randrange(2000)
             wait_until(lambda: book.replies >= target or server.process.poll() is not None, "load")
             dead.set()
             server.kill()
