@@ -47,7 +47,7 @@ UNITS    := sha256 table access http api store
 all: roomkeyd
 
 roomkeyd: build/release/roomkeyd
-	cp $< $@
+	cp --remove-destination $< $@
 
 # $(1): a flavour.
 define flavour

@@ -196,12 +196,20 @@ static void refuse(struct conns *conns, struct conn *conn, int status, const cha
 
 /* ------------------------------------------------------------------------ phase: read */
 
-/* Answers a request. is_last: nothing of a next one has arrived. */
+/* Whether bytes of the connection wait in the kernel. */
+static bool has_more_to_receive(const struct conn *conn) {
+    char byte;
+    return recv(conn->source.fd, &byte, 1, MSG_PEEK) > 0;
+}
+
+/* Answers a request. is_last: nothing of a next one is in the inbox. A server that stops says so in
+ * its last reply to each client, the one after which there is nothing left to answer. */
 static void answer(struct conns *conns, struct conn *conn, const struct http_request *request,
                    bool is_last) {
     enter(conns, conn, CONN_IDLE); /* the next request's time is its own */
     api_answer(&conns->api, request, &conns->reply);
-    conn->closing = !request->keep_alive || (conns->is_draining && is_last);
+    conn->closing =
+        !request->keep_alive || (conns->is_draining && is_last && !has_more_to_receive(conn));
     conns->reply.http.confirm_keep_alive = request->is_http10 && !conn->closing;
     add_reply(conns, conn);
 }

@@ -569,8 +569,8 @@ void store_hand_over(struct store *store) {
 
     pthread_mutex_lock(&store->lock);
     store->job = batch;
-    pthread_cond_signal(&store->work);
     pthread_mutex_unlock(&store->lock);
+    pthread_cond_signal(&store->work); /* outside: or it would wake up only to wait for the lock */
 }
 
 int store_event_fd(const struct store *store) { return store->event_fd; }

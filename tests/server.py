@@ -324,7 +324,7 @@ class Server:
         self.stdout, self.stderr = Lines(self.process.stdout), Lines(self.process.stderr)
         self.expected_stderr = None  # a pattern that all lines have to match; None: there are none
         self.expected_exit = 0
-        self.judged = False
+        self.asked_to_stop = self.judged = False
 
     def wait_ready(self, listeners=1):
         """Waits for the ready lines; keeps where the server listens in .addresses, in order."""
@@ -355,6 +355,7 @@ class Server:
         return self.ask(info_request(room, fields))
 
     def send_signal(self, number):
+        self.asked_to_stop |= number in (signal.SIGTERM, signal.SIGINT)
         self.process.send_signal(number)
 
     def kill(self):
@@ -365,8 +366,8 @@ class Server:
         self.check_output()
 
     def stop(self, number=signal.SIGTERM):
-        """Asks the server to stop and judges how it does."""
-        if self.process.poll() is None:
+        """Asks the server to stop, once (twice would be at once), and judges how it does."""
+        if self.process.poll() is None and not self.asked_to_stop:
             self.send_signal(number)
         self.judge()
 

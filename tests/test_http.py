@@ -152,7 +152,8 @@ def test_the_longest_of_everything(server):
 
 
 def test_absolute_form(server):
-    for target in ("http://localhost/healthz", "HTTP://example.org:80/healthz", "http://h/healthz?"):
+    for target in ("http://localhost/healthz", "HTTP://example.org:80/healthz",
+                   "http://h/healthz?"):
         assert server.ask(request("GET", target)).body == b"ok"
     server.ask(request("GET", "http://localhost")).is_json(404, failure("Resource not found"))
     assert server.ask(request("OPTIONS", "http://localhost/healthz")).status == 204

@@ -387,6 +387,28 @@ def test_sigterm_under_load_answers_everything_in_flight(serve):
     assert len(records(server.log())) == clients * each
 
 
+def test_sigterm_finds_pipelines_cut_anywhere(serve):
+    """What a receive takes may end just where a request does, with more behind it in the kernel."""
+    each = 200
+    server = serve()
+    connections = [server.client() for _ in range(1, len(HEALTHZ))]
+    for cut, connection in enumerate(connections, 1):
+        connection.send(HEALTHZ[:cut])
+    for _ in range(2):  # by then the server has taken those beginnings
+        assert server.ask(HEALTHZ).status == 200
+    server.send_signal(signal.SIGSTOP)
+    for cut, connection in enumerate(connections, 1):
+        connection.send(HEALTHZ[cut:] + HEALTHZ * (each - 1))
+    server.send_signal(signal.SIGTERM)
+    server.send_signal(signal.SIGCONT)
+    for cut, connection in enumerate(connections, 1):
+        for i in range(each):
+            assert connection.reply().body == b"ok", f"{cut} bytes and {i} replies before"
+        connection.end()
+        connection.close()
+    server.judge()
+
+
 def test_sigterm_lets_idle_connections_go_at_once(serve):
     server = serve()
     with server.client() as fresh, server.client() as used:

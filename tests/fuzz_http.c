@@ -1,0 +1,245 @@
+/*
+ * fuzz_http.c: bytes that claim to be requests, against http.c.
+ *
+ *     input:  [ 3 bytes: lengths of pieces ][ a stream of requests ... ]
+ *
+ * Two oracles:
+ * - Itself. The stream is parsed whole, and cut into pieces of those lengths over and over, in a
+ *   buffer that moves with every piece and ends with its last byte. Both ways have to give the same
+ *   requests, byte for byte, and the same error at the end.
+ * - llhttp, the parser of Node.js, in its strict mode. Of each request that http.c takes, llhttp sees
+ *   the same method, target and body, ending at the same byte. What http.c refuses may be anything to
+ *   llhttp, but what http.c still waits for must not be a whole request to it. What llhttp refuses
+ *   and http.c takes stands in `deliberate`, with the section that says so.
+ */
+#include "../http.h"
+#include "fuzz.h"
+
+#include <llhttp.h>
+
+#define PIECES 3
+
+/* ---- llhttp ---------------------------------------------------------------------------------- */
+
+struct verdict {
+    struct fuzz_text target, body;
+    bool complete;
+};
+
+static int on_target(llhttp_t *parser, const char *p, size_t n) {
+    fuzz_add(&((struct verdict *)parser->data)->target, (struct slice){p, n});
+    return 0;
+}
+
+static int on_body(llhttp_t *parser, const char *p, size_t n) {
+    fuzz_add(&((struct verdict *)parser->data)->body, (struct slice){p, n});
+    return 0;
+}
+
+/* Pauses, so that the parser tells where the request ends. */
+static int on_complete(llhttp_t *parser) {
+    ((struct verdict *)parser->data)->complete = true;
+    return HPE_PAUSED;
+}
+
+/* ---- What llhttp refuses on purpose or by habit, and http.c takes ------------------------------ */
+
+struct difference {
+    const char *reason; /* llhttp's */
+    bool (*is_so)(const struct http_request *request, struct slice bytes);
+    const char *why; /* for the reader of this table */
+};
+
+static bool has_unknown_method(const struct http_request *request, struct slice bytes) {
+    (void)bytes;
+#define IS_NOT(number, name, string) &&!slice_equal(request->method, SLICE(#string))
+    return true HTTP_METHOD_MAP(IS_NOT);
+#undef IS_NOT
+}
+
+static const struct difference deliberate[] = {
+    {"Invalid method encountered", has_unknown_method,
+     "RFC 9110, 9.1: methods are open-ended; api.c says 405 where it knows the path"},
+};
+
+static bool is_deliberate(const struct http_request *request, const llhttp_t *parser,
+                          struct slice bytes) {
+    for (size_t i = 0; i < sizeof deliberate / sizeof *deliberate; i++)
+        if (strcmp(deliberate[i].reason, llhttp_get_error_reason(parser)) == 0 &&
+            deliberate[i].is_so(request, bytes))
+            return true;
+    dprintf(STDERR_FILENO, "llhttp: %s\n", llhttp_get_error_reason(parser));
+    return false;
+}
+
+/* ---- The two side by side ---------------------------------------------------------------------- */
+
+/* Whether a target as sent has the path and query that the request says. */
+static bool is_same_target(const struct http_request *request, struct slice target) {
+    struct slice query = target, path;
+    if (target.p[0] != '/' && !slice_equal(target, request->path)) {
+        fuzz_cut(&query, SLICE("://"));
+        while (query.n > 0 && query.p[0] != '/' && query.p[0] != '?') query.p++, query.n--;
+    }
+    path = fuzz_cut(&query, SLICE("?"));
+    if (path.n == 0) path = SLICE("/");
+    return slice_equal(path, request->path) && slice_equal(query, request->query);
+}
+
+/* Puts the bytes from a request's first one on to llhttp; the request took taken of them, or it is
+ * NULL, and waits for more. */
+static void compare(const struct http_request *request, struct slice bytes, size_t taken) {
+    struct verdict verdict = {.complete = false};
+    llhttp_settings_t settings;
+    llhttp_t parser;
+    llhttp_settings_init(&settings);
+    settings.on_url = on_target;
+    settings.on_body = on_body;
+    settings.on_message_complete = on_complete;
+    llhttp_init(&parser, HTTP_REQUEST, &settings);
+    parser.data = &verdict;
+    llhttp_errno_t error = llhttp_execute(&parser, bytes.p, bytes.n);
+
+    if (request == NULL) {
+        REQUIRE(!verdict.complete);
+    } else if (!verdict.complete) {
+        REQUIRE(error != HPE_OK); /* it waits, where the request is complete */
+        REQUIRE(is_deliberate(request, &parser, (struct slice){bytes.p, taken}));
+    } else {
+        const char *method = llhttp_method_name((llhttp_method_t)parser.method);
+        REQUIRE(slice_equal(request->method, slice_of(method)));
+        REQUIRE(is_same_target(request, (struct slice){verdict.target.p, verdict.target.n}));
+        REQUIRE(slice_equal(request->body, (struct slice){verdict.body.p, verdict.body.n}));
+        REQUIRE((size_t)(llhttp_get_error_pos(&parser) - bytes.p) == taken);
+    }
+    free(verdict.target.p);
+    free(verdict.body.p);
+}
+
+/* ---- http.c, whole and in pieces --------------------------------------------------------------- */
+
+/* A connection's receiving end, and an account of all that came out of it. */
+struct stream {
+    struct slice input; /* the whole */
+    size_t fed;         /* bytes of it that have arrived */
+    size_t begin;       /* where in it the request begins */
+    size_t dropped;     /* framing of the request that the parser has dropped from the buffer */
+    char *buffer;       /* size bytes of memory, no more */
+    size_t size;
+    struct http_request request;
+    bool was_told_to_continue, failed;
+    struct fuzz_text account;
+};
+
+static void add_slice(struct fuzz_text *account, const char *name, struct slice value) {
+    char head[64];
+    int n = snprintf(head, sizeof head, "%s %zu ", name, value.n);
+    fuzz_add(account, (struct slice){head, (size_t)n});
+    fuzz_add(account, value);
+    fuzz_add(account, SLICE("\n"));
+}
+
+static void add_fields(struct stream *stream) {
+    static const char *const names[] = {"host",       "content-length", "transfer-encoding",
+                                        "connection", "expect",         "a"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct slice value;
+        unsigned count = http_field(&stream->request, names[i], &value);
+        REQUIRE(count <= HTTP_MAX_FIELDS && (count > 0 || value.n == 0));
+        for (; count > 0; count--) add_slice(&stream->account, names[i], value);
+    }
+}
+
+/* Notes a complete request and puts it before llhttp, if wanted. */
+static void finish_request(struct stream *stream, bool judge) {
+    const struct http_request *request = &stream->request;
+    size_t taken = request->size + stream->dropped;
+    REQUIRE(request->size > 0 && request->size <= stream->size);
+    REQUIRE(request->path.n > 0 && request->body.n <= HTTP_MAX_BODY_BYTES);
+    REQUIRE(request->begun && request->head_done);
+    add_slice(&stream->account, "method", request->method);
+    add_slice(&stream->account, "path", request->path);
+    add_slice(&stream->account, "query", request->query);
+    add_slice(&stream->account, "body", request->body);
+    add_slice(&stream->account, request->keep_alive ? "persists" : "closes", SLICE(""));
+    add_slice(&stream->account, request->is_http10 ? "1.0" : "1.1", SLICE(""));
+    add_fields(stream);
+    struct slice bytes = {stream->input.p + stream->begin, stream->input.n - stream->begin};
+    if (judge) compare(request, bytes, taken);
+
+    stream->begin += taken;
+    stream->size -= request->size;
+    char *rest = fuzz_copy((struct slice){stream->buffer + request->size, stream->size});
+    free(stream->buffer);
+    stream->buffer = rest;
+    stream->dropped = 0;
+    stream->was_told_to_continue = false;
+    http_request_init(&stream->request);
+}
+
+static void note_error(struct stream *stream) {
+    const struct http_request *request = &stream->request;
+    REQUIRE(http_reason(request->status)[0] != '\0');
+    REQUIRE(strpbrk(request->why, "\"\\") == NULL); /* it is going to stand in JSON */
+    add_slice(&stream->account, http_reason(request->status), slice_of(request->why));
+    stream->failed = true;
+}
+
+/* Lets a piece arrive. */
+static void feed(struct stream *stream, size_t n, bool judge) {
+    char *buffer = malloc(stream->size + n);
+    REQUIRE(buffer != NULL);
+    if (stream->size > 0) memcpy(buffer, stream->buffer, stream->size);
+    memcpy(buffer + stream->size, stream->input.p + stream->fed, n);
+    free(stream->buffer);
+    stream->buffer = buffer;
+    stream->size += n;
+    stream->fed += n;
+
+    while (stream->size > 0 && !stream->failed) {
+        size_t before = stream->size;
+        enum http_progress progress = http_parse(&stream->request, stream->buffer, &stream->size);
+        REQUIRE(stream->size <= before);
+        stream->dropped += before - stream->size;
+        if (progress == HTTP_ERROR) note_error(stream);
+        if (progress == HTTP_DONE) finish_request(stream, judge);
+        if (progress == HTTP_CONTINUE) {
+            REQUIRE(!stream->was_told_to_continue);
+            stream->was_told_to_continue = true;
+        }
+        if (progress == HTTP_MORE || progress == HTTP_CONTINUE) break;
+    }
+    REQUIRE(stream->failed || stream->size < HTTP_MAX_REQUEST_BYTES);
+}
+
+/* Parses all of input: in pieces, or whole and put before llhttp if pieces is NULL. Returns the
+ * account, which the caller frees. */
+static struct fuzz_text parse(struct slice input, const uint8_t *pieces) {
+    struct stream stream = {.input = input};
+    http_request_init(&stream.request);
+    for (size_t i = 0; stream.fed < input.n && !stream.failed; i++) {
+        size_t left = input.n - stream.fed;
+        size_t piece = pieces ? pieces[i % PIECES] % 64 + 1u : left;
+        feed(&stream, piece < left ? piece : left, pieces == NULL);
+    }
+    if (!stream.failed) {
+        struct slice bytes = {input.p + stream.begin, input.n - stream.begin};
+        add_slice(&stream.account, stream.request.begun ? "begun" : "waits", SLICE(""));
+        add_slice(&stream.account, stream.request.head_done ? "in its body" : "", SLICE(""));
+        if (pieces == NULL) compare(NULL, bytes, 0);
+    }
+    free(stream.buffer);
+    return stream.account;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (size <= PIECES) return 0;
+    struct slice input = {(const char *)data + PIECES, size - PIECES};
+    struct fuzz_text whole = parse(input, NULL);
+    struct fuzz_text in_pieces = parse(input, data);
+    REQUIRE(slice_equal((struct slice){whole.p, whole.n},
+                        (struct slice){in_pieces.p, in_pieces.n}));
+    free(whole.p);
+    free(in_pieces.p);
+    return 0;
+}
