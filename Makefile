@@ -73,13 +73,15 @@ build/$(1)/tests/test_api: build/$(1)/tests/test_api.o build/$(1)/http.o build/$
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_test_api) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
 endef
 $(foreach f,$(FLAVOURS),$(eval $(call flavour,$(f))))
-.PRECIOUS: build/%.o
+.SECONDARY:
 -include $(wildcard build/*/*.d build/*/tests/*.d)
 
 # System calls that a test makes fail on demand.
 wrap = $(1:%=-Wl,--wrap=%)
 WRAP_test_api    := $(call wrap,malloc)
 WRAP_test_table  := $(call wrap,calloc free)
+WRAP_test_store  := $(call wrap,pwrite64 pread64 fdatasync fsync ftruncate64 open64 openat64 renameat \
+                    flock eventfd pthread_create getrandom malloc calloc realloc)
 WRAP_test_access := $(call wrap,malloc calloc realloc reallocarray read getrandom table_hash)
 
 # A static binary, for an empty root. With musl it is small; without it, it is what CC makes.

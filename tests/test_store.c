@@ -1360,7 +1360,7 @@ static void a_log_that_cannot_be_cut_is_not_written_to(void **state) {
     assert_key("b", NULL);
     assert_int_equal(close_store(), -1);
 
-    /* "b" was written whole, so it is kept: nobody has been told that it is set, nor that it is not. */
+    /* "b" was written whole and could not be cut off: it has come true after all. */
     open_store();
     assert_non_null(strstr(said(), "a crash left a torn tail"));
     assert_key("a", "k");

@@ -761,7 +761,12 @@ static void scripted_life(struct run *run) {
     run_commit(run, 0);
     torture.space = -1;
     reopen(run);
+    run_set(run, 12); /* lines of one length, so that the old first and the new second one fit */
+    run_set(run, 16);
+    with_full_disk(run, 90, 0);
+    run_set(run, 16);
     run_set(run, 12);
+    run_commit(run, 0);
     run_close(run);
 }
 
