@@ -14,7 +14,7 @@ PYTHON  ?= /usr/bin/python3
 MUSL    ?= $(shell command -v musl-gcc)
 
 VERSION  := 0.1.0
-MODULES  := main conn listen http api access store log table sha256
+MODULES  := main admin conn listen http api access store log table sha256
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(WERROR)
 LANGUAGE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 -pthread \
             -DROOMKEYD_VERSION='"$(VERSION)"' -idirafter $(JSMN) -MMD -MP
@@ -37,8 +37,8 @@ clang_LDFLAGS   := $(release_LDFLAGS)
 m32_CFLAGS      := $(CFLAGS) -m32
 m32_LDFLAGS     := -m32
 static_CC       := $(if $(MUSL),$(MUSL),$(CC))
-static_CFLAGS   := -Os -flto -fno-asynchronous-unwind-tables -fstack-protector-strong
-static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now
+static_CFLAGS   := -Oz -flto -fno-asynchronous-unwind-tables -fstack-protector-strong
+static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static
 UNITS    := sha256 table access http api store

@@ -160,14 +160,22 @@ static struct slice json_escape(unsigned char c, char escape[8]) {
     return (struct slice){escape, 0};
 }
 
-static void reply_add_json_string(struct api_reply *reply, struct slice text) {
-    reply_add(reply, SLICE("\""));
+size_t api_json_string(struct slice text, char *out) {
+    char *end = out, buffer[8];
+    *end++ = '"';
     for (size_t i = 0; i < text.n; i++) {
-        char buffer[8];
         struct slice escape = json_escape((unsigned char)text.p[i], buffer);
-        reply_add(reply, escape.n > 0 ? escape : (struct slice){text.p + i, 1});
+        if (escape.n == 0) escape = (struct slice){text.p + i, 1};
+        memcpy(end, escape.p, escape.n);
+        end += escape.n;
     }
-    reply_add(reply, SLICE("\""));
+    *end++ = '"';
+    return (size_t)(end - out);
+}
+
+static void reply_add_json_string(struct api_reply *reply, struct slice text) {
+    char string[API_JSON_STRING_BYTES(ID_MAX_BYTES)];
+    reply_add(reply, (struct slice){string, api_json_string(text, string)});
 }
 
 /* ---- JSON: the scan -------------------------------------------------------------------------- */

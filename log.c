@@ -298,7 +298,7 @@ static void consume(struct log_reader *reader, size_t n) {
     reader->offset += n;
 }
 
-int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offset, bool *whole) {
+int log_read_line(struct log_reader *reader, struct log_span *span) {
     for (;;) {
         if (fill(reader) < 0) return -1;
         size_t available = reader->end - reader->begin;
@@ -306,12 +306,12 @@ int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offse
         size_t window = available < LOG_LINE_MAX_BYTES ? available : LOG_LINE_MAX_BYTES;
         const char *start = reader->buffer + reader->begin;
         const char *newline = memchr(start, '\n', window);
-        *text = (struct slice){start, newline ? (size_t)(newline - start) : window};
-        *offset = reader->offset;
-        *whole = newline != NULL;
+        span->text = (struct slice){start, newline ? (size_t)(newline - start) : window};
+        span->offset = reader->offset;
+        span->is_whole = newline != NULL;
         bool was_in_line = reader->in_line;
         reader->in_line = !newline;
-        consume(reader, text->n + (newline ? 1 : 0));
+        consume(reader, span->text.n + span->is_whole);
         if (!was_in_line) return 1;
     }
 }
@@ -329,15 +329,17 @@ static void read_on_at(struct log_reader *reader, uint64_t offset) {
     reader->in_line = false;
 }
 
-void log_look_inside(struct log_reader *reader, struct slice text, uint64_t offset, bool whole) {
+void log_look_inside(struct log_reader *reader, const struct log_span *span) {
     uint64_t crc;
+    struct slice text = span->text;
     for (size_t i = 1; i + CRC_CHARS < text.n; i++)
         if (text.p[i + CRC_CHARS] == '\t' &&
             read_hex((struct slice){text.p + i, CRC_CHARS}, &crc)) {
-            read_on_at(reader, offset + i);
+            read_on_at(reader, span->offset + i);
             return;
         }
-    if (!whole && text.n > CRC_CHARS) read_on_at(reader, offset + text.n - CRC_CHARS);
+    if (!span->is_whole && text.n > CRC_CHARS)
+        read_on_at(reader, span->offset + text.n - CRC_CHARS);
 }
 
 /* ------------------------------------------------------------------------ opening */
@@ -383,4 +385,14 @@ int log_open(int dir_fd, struct log_failure why) {
     fd = openat(dir_fd, LOG_NAME, O_RDWR | O_CLOEXEC);
     if (fd < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
     return fd;
+}
+
+int log_open_to_read(int dir_fd, struct log_failure why) {
+    int fd = openat(dir_fd, LOG_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
+    int state = check_log(fd, why);
+    if (state == 0) return fd;
+    if (state > 0) log_fail(why, LOG_NAME ": empty");
+    close(fd);
+    return -1;
 }

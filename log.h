@@ -73,20 +73,29 @@ struct log_reader {
     bool in_line; /* the next byte is inside a line that was given up */
 };
 
-/* The next line, without its newline, and its offset in the file. Bytes that cannot be a line (too
- * long, or no newline before the end) are given as they are with *whole false; reading goes on after
- * the next newline. text lives until the next call. Returns 1, 0 at the end, -1 with errno set. */
-int log_read_line(struct log_reader *reader, struct slice *text, uint64_t *offset, bool *whole);
+/* Bytes that may be a line. */
+struct log_span {
+    struct slice text; /* without the newline; lives until the next call */
+    uint64_t offset;   /* in the file */
+    bool is_whole; /* a newline ends it; otherwise it is too long for a line, or the file ends */
+};
 
-/* After a text that log_read_line gave last and that is no valid line: reading goes on where inside it
- * a line may begin all the same, the newline before which is gone. For those who look for lines behind
- * a bad one. */
-void log_look_inside(struct log_reader *reader, struct slice text, uint64_t offset, bool whole);
+/* The next line. Behind one that is not whole, reading goes on after the next newline. Returns 1, 0 at
+ * the end, -1 with errno set. */
+int log_read_line(struct log_reader *reader, struct log_span *span);
+
+/* After the span that log_read_line gave last, if that is no valid line: reading goes on where inside
+ * it a line may begin all the same, the newline before which is gone. For those who look for lines
+ * behind a bad one. */
+void log_look_inside(struct log_reader *reader, const struct log_span *span);
 
 /* Opens the log in a directory for reading and writing, and checks its first line. Where there is
  * none (or an empty file: a log is born with its first line) it is made, complete and durable, or not
  * at all. A file that is something else is not touched. Returns a descriptor, or -1 with the reason. */
 int log_open(int dir_fd, struct log_failure why);
+
+/* Opens an existing log for reading alone. Returns a descriptor, or -1 with the reason. */
+int log_open_to_read(int dir_fd, struct log_failure why);
 
 /* System calls made whole: short counts are finished, EINTR is no failure. All return -1 with errno
  * set when they fail. log_read_at returns fewer than size bytes only at the end of the file. */

@@ -23,6 +23,7 @@
  * says who may, store.c keeps.
  */
 #include "access.h"
+#include "admin.h"
 #include "conn.h"
 #include "listen.h"
 #include "store.h"
@@ -434,7 +435,8 @@ static int serve(const struct options *options) {
 /* ------------------------------------------------------------------------ options */
 
 static const char USAGE[] =
-    "usage: roomkeyd [serve] [--listen ADDR]... [--data DIR] [--max-connections N]\n";
+    "usage: roomkeyd [serve] [--listen ADDR]... [--data DIR] [--max-connections N]\n"
+    "       roomkeyd check|export [--help] ...\n";
 
 static const char HELP[] =
     "\n"
@@ -491,6 +493,7 @@ int main(int argc, char **argv) {
     };
     struct options options = {.dir = "data", .max_connections = CONNECTIONS_DEFAULT};
     int option, error = 0;
+    if (argc > 1 && admin_has(argv[1])) return admin_run(argc - 1, argv + 1);
     opterr = 0;
     while (!error && (option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         switch (option) {

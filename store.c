@@ -170,35 +170,23 @@ static bool is_in_batch(const struct batch *batch, uint64_t hash, struct slice e
 struct replay {
     struct store *store;
     struct log_reader reader;
-    uint64_t batch;     /* BATCH of the line before */
-    uint64_t certified; /* C so far: the highest BATCH of a valid line */
-    uint64_t end;       /* where the valid lines end */
+    bool is_broken;       /* going on behind a bad line, where lines need not follow one another */
+    struct log_line line; /* the last one judged */
+    uint64_t batch;       /* BATCH of the line before */
+    uint64_t certified;   /* C so far: the highest BATCH of a valid line */
+    uint64_t end;         /* where the valid lines end */
     bool last_is_seal;
 };
 
-/* Judges a line in its place and, if it is valid and holds a record, indexes that. Returns its fault
- * (LOG_VALID if none), or -1 with errno set when it could not be judged. */
-static int admit(struct replay *replay, struct slice text, uint64_t offset) {
-    struct store *store = replay->store;
-    struct log_line line;
-    enum log_fault fault = log_parse(text, &line);
-    if (fault != LOG_VALID) return (int)fault;
-    if (line.batch != offset && (line.batch != replay->batch || line.is_seal)) return LOG_BAD_BATCH;
-    replay->batch = line.batch;
-    replay->certified = line.batch;
-    replay->end = offset + text.n + 1;
-    replay->last_is_seal = line.is_seal;
-    if (line.is_seal) return LOG_VALID;
-
+/* Indexes a record that is on disk if its room is new. Returns LOG_VALID, LOG_ROOM_TWICE, or -1 with
+ * errno set. */
+static int index_record(struct store *store, const struct log_line *line, uint64_t offset) {
     char room[ID_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
     struct log_line other;
-    uint64_t hash = table_hash(store->key, (struct slice){room, log_unescape(line.room, room)});
-    enum match match = find_durable(store, hash, line.room, buffer, &other);
+    uint64_t hash = table_hash(store->key, (struct slice){room, log_unescape(line->room, room)});
+    enum match match = find_durable(store, hash, line->room, buffer, &other);
+    if (match == MATCH_FOUND) return LOG_ROOM_TWICE;
     if (match == MATCH_ERROR) return -1;
-    if (match == MATCH_FOUND) {
-        replay->end = offset;
-        return LOG_ROOM_TWICE;
-    }
     if (table_reserve(&store->durable, hash) < 0) {
         errno = ENOMEM;
         return -1;
@@ -207,21 +195,38 @@ static int admit(struct replay *replay, struct slice text, uint64_t offset) {
     return LOG_VALID;
 }
 
+/* Judges a line in its place and, if it is valid and holds a record, indexes that. Returns its fault
+ * (LOG_VALID if none), or -1 with errno set when it could not be judged. */
+static int admit(struct replay *replay, const struct log_span *span) {
+    struct store *store = replay->store;
+    struct log_line *line = &replay->line;
+    enum log_fault fault = span->is_whole ? log_parse(span->text, line) : LOG_NOT_A_LINE;
+    if (fault != LOG_VALID) return (int)fault;
+    bool follows = line->batch == span->offset || (line->batch == replay->batch && !line->is_seal);
+    if (!follows && !replay->is_broken) return LOG_BAD_BATCH;
+    if (!line->is_seal) {
+        int result = index_record(store, line, span->offset);
+        if (result != LOG_VALID) return result;
+    }
+    replay->batch = line->batch;
+    if (line->batch > replay->certified) replay->certified = line->batch;
+    replay->end = span->offset + span->text.n + 1;
+    replay->last_is_seal = line->is_seal;
+    return LOG_VALID;
+}
 /* Looks in and behind a bad line, which the reader has yet to give, for lines that certify it: at any
  * offset, since bytes may have been lost or added. Returns 0 with *highest the highest BATCH found
  * (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */
 static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
-    struct slice text;
+    struct log_span span;
     struct log_line line;
-    uint64_t offset;
-    bool whole;
     int got;
     *highest = 0;
-    while ((got = log_read_line(reader, &text, &offset, &whole)) > 0) {
-        enum log_fault fault = whole ? log_parse(text, &line) : LOG_NOT_A_LINE;
+    while ((got = log_read_line(reader, &span)) > 0) {
+        enum log_fault fault = span.is_whole ? log_parse(span.text, &line) : LOG_NOT_A_LINE;
         if (fault == LOG_NEWER) *highest = UINT64_MAX;
         if (fault == LOG_VALID && line.batch > *highest) *highest = line.batch;
-        if (fault != LOG_VALID) log_look_inside(reader, text, offset, whole);
+        if (fault != LOG_VALID) log_look_inside(reader, &span);
     }
     return got;
 }
@@ -287,17 +292,14 @@ static int replay_log(struct store *store, struct log_failure why) {
         .end = LOG_FIRST_LINE_BYTES,
         .last_is_seal = true, /* an empty log needs none */
     };
-    struct slice text;
-    uint64_t offset;
-    bool whole;
+    struct log_span span;
     int result = -1, got, fault = LOG_VALID;
     replay.reader.buffer = malloc(LOG_READ_BUFFER_BYTES);
     if (!replay.reader.buffer) return log_fail(why, "out of memory");
     posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-    while ((got = log_read_line(&replay.reader, &text, &offset, &whole)) > 0) {
-        fault = whole ? admit(&replay, text, offset) : LOG_NOT_A_LINE;
-        if (fault != LOG_VALID) break;
-    }
+    while ((got = log_read_line(&replay.reader, &span)) > 0 &&
+           (fault = admit(&replay, &span)) == LOG_VALID)
+        continue;
     posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_NORMAL);
     if (got < 0 || fault < 0) {
         log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
@@ -321,11 +323,13 @@ out:
 
 static int open_dir(struct store *store, const char *dir, struct log_failure why) {
     store->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (store->dir_fd < 0) return log_fail(why, "%s", strerror(errno));
-    if (flock(store->dir_fd, LOCK_EX | LOCK_NB) < 0)
-        return log_fail(why, "%s",
-                        errno == EWOULDBLOCK ? "in use by another roomkeyd" : strerror(errno));
-    return 0;
+    return store->dir_fd < 0 ? log_fail(why, "%s", strerror(errno)) : 0;
+}
+
+static int lock_dir(struct store *store, struct log_failure why) {
+    if (flock(store->dir_fd, LOCK_EX | LOCK_NB) == 0) return 0;
+    return log_fail(why, "%s",
+                    errno == EWOULDBLOCK ? "in use by another roomkeyd" : strerror(errno));
 }
 
 /* ------------------------------------------------------------------------ the committer */
@@ -475,11 +479,13 @@ static void seal(struct store *store) {
 
 /* ------------------------------------------------------------------------ the interface */
 
-struct store *store_open(const char *dir, char *why, size_t why_size) {
-    char reason[256] = "out of memory";
-    struct log_failure failure = {reason, sizeof reason};
+/* A store with nothing open yet. Returns NULL with the reason. */
+static struct store *make_store(struct log_failure why) {
     struct store *store = calloc(1, sizeof *store);
-    if (!store) goto fail_all;
+    if (!store) {
+        log_fail(why, "out of memory");
+        return NULL;
+    }
     store->dir_fd = store->log_fd = store->event_fd = -1;
     store->open = &store->batches[0];
     store->open->number = 1;
@@ -489,23 +495,25 @@ struct store *store_open(const char *dir, char *why, size_t why_size) {
     if (table_init(&store->durable, TABLE_MANY_PARTS) < 0 ||
         table_init(&store->batches[0].index, TABLE_ONE_PART) < 0 ||
         table_init(&store->batches[1].index, TABLE_ONE_PART) < 0)
-        goto fail_all;
-    if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key) {
-        log_fail(failure, "getrandom: %s", strerror(errno));
-        goto fail_all;
-    }
-    if (open_dir(store, dir, failure) < 0 ||
-        (store->log_fd = log_open(store->dir_fd, failure)) < 0 || replay_log(store, failure) < 0 ||
-        start_committer(store, failure) < 0)
-        goto fail_all;
-    return store;
+        log_fail(why, "out of memory");
+    else if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key)
+        log_fail(why, "getrandom: %s", strerror(errno));
+    else
+        return store;
+    store_close(store);
+    return NULL;
+}
 
-fail_all:
+struct store *store_open(const char *dir, char *why, size_t why_size) {
+    char reason[256];
+    struct log_failure failure = {reason, sizeof reason};
+    struct store *store = make_store(failure);
+    if (store && open_dir(store, dir, failure) == 0 && lock_dir(store, failure) == 0 &&
+        (store->log_fd = log_open(store->dir_fd, failure)) >= 0 &&
+        replay_log(store, failure) == 0 && start_committer(store, failure) == 0)
+        return store;
     snprintf(why, why_size, "%s: %s", dir, reason);
-    if (store) {
-        store->failed = true; /* nothing may be written any more */
-        store_close(store);
-    }
+    if (store) store_close(store);
     return NULL;
 }
 
@@ -659,5 +667,82 @@ int store_close(struct store *store) {
     pthread_cond_destroy(&store->work);
     pthread_mutex_destroy(&store->lock);
     free(store);
+    return result;
+}
+
+/* ------------------------------------------------------------------------ looking at a log */
+
+/* Hands the record that was judged last to the visitor. */
+static int visit_record(const struct store_inspection *inspection, const struct log_line *line) {
+    char user[ID_MAX_BYTES], room[ID_MAX_BYTES], key[ID_MAX_BYTES];
+    struct store_record record = {
+        .user = {user, log_unescape(line->user, user)},
+        .room = {room, log_unescape(line->room, room)},
+        .key = {key, log_unescape(line->key, key)},
+    };
+    if (!inspection->visit) return 0;
+    return inspection->visit(inspection->context, &record, line->time_ms);
+}
+
+/* Judges one line and counts it. Returns 0, or -1 with errno set. */
+static int inspect_line(struct replay *replay, struct store_inspection *inspection,
+                        const struct log_span *span) {
+    int fault = admit(replay, span);
+    if (fault < 0) return -1;
+    if (fault != LOG_VALID && !replay->is_broken) {
+        inspection->fault = log_fault_text((enum log_fault)fault);
+        inspection->fault_offset = span->offset;
+        inspection->is_damaged = fault == LOG_NEWER; /* or when a later line certifies it */
+        replay->is_broken = true;
+    }
+    if (fault != LOG_VALID) {
+        log_look_inside(&replay->reader, span);
+        return 0;
+    }
+    if (replay->line.is_seal) return 0;
+    *(replay->is_broken ? &inspection->records_after : &inspection->records) += 1;
+    return visit_record(inspection, &replay->line);
+}
+
+static int inspect_log(struct store *store, struct store_inspection *inspection,
+                       struct log_failure why) {
+    struct replay replay = {
+        .store = store,
+        .reader = {.fd = store->log_fd, .offset = LOG_FIRST_LINE_BYTES},
+        .certified = LOG_FIRST_LINE_BYTES,
+    };
+    struct log_span span;
+    int got;
+    replay.reader.buffer = malloc(LOG_READ_BUFFER_BYTES);
+    if (!replay.reader.buffer) return log_fail(why, "out of memory");
+    inspection->size = LOG_FIRST_LINE_BYTES;
+    while ((got = log_read_line(&replay.reader, &span)) > 0 &&
+           (inspection->limit == 0 || span.offset < inspection->limit)) {
+        inspection->size = replay.reader.offset;
+        if (inspect_line(&replay, inspection, &span) < 0) {
+            got = -1;
+            break;
+        }
+    }
+    if (got < 0 || log_sync_data(store->log_fd) < 0)
+        got = log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
+    free(replay.reader.buffer);
+    inspection->certified = replay.certified;
+    if (!inspection->fault) inspection->fault_offset = inspection->size;
+    if (inspection->fault_offset < replay.certified) inspection->is_damaged = true;
+    return got < 0 ? -1 : 0;
+}
+
+int store_inspect(const char *dir, struct store_inspection *inspection, char *why,
+                  size_t why_size) {
+    char reason[256];
+    struct log_failure failure = {reason, sizeof reason};
+    struct store *store = make_store(failure);
+    int result = -1;
+    if (store && open_dir(store, dir, failure) == 0 &&
+        (store->log_fd = log_open_to_read(store->dir_fd, failure)) >= 0)
+        result = inspect_log(store, inspection, failure);
+    if (result < 0) snprintf(why, why_size, "%s: %s", dir, reason);
+    if (store) store_close(store);
     return result;
 }

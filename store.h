@@ -79,4 +79,28 @@ bool store_has_failed(const struct store *store);
  * or -1 if the disk has failed at any time. What was not collected is durable, but nobody knows. */
 int store_close(struct store *store);
 
+/* ------------------------------------------------------------------------ looking at a log */
+
+/* What a log holds, valid or not: for people and for exports. The log is only read, and may belong to
+ * a running server: then what it is writing just now looks like a torn tail. */
+struct store_inspection {
+    /* Called for every valid record, in order; time_ms is since 1970. Returns 0, or -1 to give up. May
+     * be NULL. */
+    int (*visit)(void *context, const struct store_record *record, uint64_t time_ms);
+    void *context;
+    uint64_t limit; /* of bytes to look at, 0 for all */
+
+    uint64_t size;          /* bytes looked at */
+    uint64_t certified;     /* what stands before this offset was on disk, by the log's own word */
+    uint64_t records;       /* valid ones before the first bad line */
+    uint64_t records_after; /* and behind it */
+    const char *fault;      /* what is wrong with the first bad line, NULL if there is none */
+    uint64_t fault_offset;  /* where that begins; size if there is none */
+    bool is_damaged;        /* it was on disk once; otherwise it is a torn tail */
+};
+
+/* Reads the log in dir to its end, and syncs it, so that what was seen is not taken back by a crash.
+ * Blocks. Returns 0, or -1 with the reason in why: it cannot be read, or visit gave up. */
+int store_inspect(const char *dir, struct store_inspection *inspection, char *why, size_t why_size);
+
 #endif

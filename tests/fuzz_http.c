@@ -42,33 +42,91 @@ static int on_complete(llhttp_t *parser) {
     return HPE_PAUSED;
 }
 
-/* ---- What llhttp refuses on purpose or by habit, and http.c takes ------------------------------ */
+/* ---- What llhttp refuses and http.c takes ------------------------------------------------------- */
 
-struct difference {
-    const char *reason; /* llhttp's */
-    bool (*is_so)(const struct http_request *request, struct slice bytes);
-    const char *why; /* for the reader of this table */
+struct refusal {
+    const struct http_request *request; /* as http.c takes it */
+    struct slice bytes;                 /* as it came, with what follows it */
+    size_t at;                          /* where llhttp gives up */
+    const char *reason;
 };
 
-static bool has_unknown_method(const struct http_request *request, struct slice bytes) {
-    (void)bytes;
-#define IS_NOT(number, name, string) &&!slice_equal(request->method, SLICE(#string))
-    return true HTTP_METHOD_MAP(IS_NOT);
-#undef IS_NOT
+static bool has_reason(const struct refusal *refusal, const char *beginning) {
+    return strncmp(refusal->reason, beginning, strlen(beginning)) == 0;
 }
 
-static const struct difference deliberate[] = {
-    {"Invalid method encountered", has_unknown_method,
-     "RFC 9110, 9.1: methods are open-ended; api.c says 405 where it knows the path"},
+/* Whether one of these is the byte at which llhttp gives up, or the one before it. */
+static bool is_about(const struct refusal *refusal, const char *bytes) {
+    size_t n = strlen(bytes);
+    return memchr(bytes, refusal->bytes.p[refusal->at], n) != NULL ||
+           (refusal->at > 0 && memchr(bytes, refusal->bytes.p[refusal->at - 1], n) != NULL);
+}
+
+static bool is_in_head(const struct refusal *refusal) {
+    struct slice rest = refusal->bytes;
+    return refusal->at <= fuzz_cut(&rest, SLICE("\r\n\r\n")).n + 4;
+}
+
+static bool is_method(const struct refusal *refusal) {
+    struct slice rest = refusal->bytes, method = refusal->request->method;
+#define DIFFERS(number, name, text) &&!slice_equal(method, SLICE(#text))
+    bool is_unknown = true HTTP_METHOD_MAP(DIFFERS);
+#undef DIFFERS
+    if (rest.p[0] == '\r') fuzz_cut(&rest, SLICE("\n"));
+    size_t line_end = (size_t)(rest.p - refusal->bytes.p) + fuzz_cut(&rest, SLICE("\r")).n;
+    return is_unknown && refusal->at <= line_end;
+}
+
+static bool is_minor_version(const struct refusal *refusal) {
+    return has_reason(refusal, "Invalid HTTP version") && is_about(refusal, "23456789");
+}
+
+static bool is_tab_after_length(const struct refusal *refusal) {
+    return has_reason(refusal, "Invalid character in Content-Length") && is_about(refusal, "\t");
+}
+
+static bool is_tab_after_coding(const struct refusal *refusal) {
+    struct slice rest = refusal->bytes, head = fuzz_cut(&rest, SLICE("\r\n\r\n"));
+    return has_reason(refusal, "Request has invalid `Transfer-Encoding`") &&
+           memchr(head.p, '\t', head.n) != NULL;
+}
+
+static bool is_space_in_chunk_line(const struct refusal *refusal) {
+    return has_reason(refusal, "Invalid character in chunk") && is_about(refusal, " \t");
+}
+
+static bool is_second_extension(const struct refusal *refusal) {
+    return has_reason(refusal, "Invalid character in chunk size") && is_about(refusal, ";");
+}
+
+static bool is_quoted_pair(const struct refusal *refusal) {
+    return has_reason(refusal, "Invalid character in chunk extensions quoted value") &&
+           is_about(refusal, "\\");
+}
+
+static bool is_framing_in_trailers(const struct refusal *refusal) {
+    return !is_in_head(refusal) && (strstr(refusal->reason, "Content-Length") != NULL ||
+                                    strstr(refusal->reason, "Transfer-Encoding") != NULL);
+}
+
+static const struct {
+    bool (*is_this)(const struct refusal *);
+    const char *why; /* http.c is right to take it */
+} deliberate[] = {
+    {is_method, "RFC 9110, 9.1 and 15.6.2: any token is a method; an unknown one is no bad syntax"},
+    {is_minor_version, "RFC 9110, 2.5: a higher minor version is taken for the highest known"},
+    {is_tab_after_length, "RFC 9112, 5: a value may be followed by tabs as well as by spaces"},
+    {is_tab_after_coding, "RFC 9112, 5: likewise"},
+    {is_space_in_chunk_line, "RFC 9112, 7.1.1: BWS, which RFC 9110, 5.6.3 obliges to take"},
+    {is_second_extension, "RFC 9112, 7.1.1: an extension may follow one whose value is a token"},
+    {is_quoted_pair, "RFC 9110, 5.6.4: a backslash may stand before any byte of a quoted string"},
+    {is_framing_in_trailers, "RFC 9110, 6.5.1: a trailer never changes the framing: passed over"},
 };
 
-static bool is_deliberate(const struct http_request *request, const llhttp_t *parser,
-                          struct slice bytes) {
+static bool is_deliberate(const struct refusal *refusal) {
     for (size_t i = 0; i < sizeof deliberate / sizeof *deliberate; i++)
-        if (strcmp(deliberate[i].reason, llhttp_get_error_reason(parser)) == 0 &&
-            deliberate[i].is_so(request, bytes))
-            return true;
-    dprintf(STDERR_FILENO, "llhttp: %s\n", llhttp_get_error_reason(parser));
+        if (deliberate[i].is_this(refusal)) return true;
+    dprintf(STDERR_FILENO, "llhttp: %s at byte %zu\n", refusal->reason, refusal->at);
     return false;
 }
 
@@ -86,8 +144,18 @@ static bool is_same_target(const struct http_request *request, struct slice targ
     return slice_equal(path, request->path) && slice_equal(query, request->query);
 }
 
-/* Puts the bytes from a request's first one on to llhttp; the request took taken of them, or it is
- * NULL, and waits for more. */
+static void compare_requests(const struct http_request *request, llhttp_t *parser) {
+    const struct verdict *verdict = parser->data;
+    struct slice body = {verdict->body.p, verdict->body.n};
+    REQUIRE(slice_equal(request->method,
+                        slice_of(llhttp_method_name((llhttp_method_t)parser->method))));
+    REQUIRE(is_same_target(request, (struct slice){verdict->target.p, verdict->target.n}));
+    /* RFC 9112, 6: framing does not depend on the method. llhttp ends a CONNECT with its head. */
+    REQUIRE(slice_equal(request->body, body) || parser->method == HTTP_CONNECT);
+}
+
+/* Puts the bytes from a request's first one on before llhttp. The request took taken of them, or it
+ * is NULL, and http.c waits for more. */
 static void compare(const struct http_request *request, struct slice bytes, size_t taken) {
     struct verdict verdict = {.complete = false};
     llhttp_settings_t settings;
@@ -99,18 +167,17 @@ static void compare(const struct http_request *request, struct slice bytes, size
     llhttp_init(&parser, HTTP_REQUEST, &settings);
     parser.data = &verdict;
     llhttp_errno_t error = llhttp_execute(&parser, bytes.p, bytes.n);
+    size_t at = error == HPE_OK ? bytes.n : (size_t)(llhttp_get_error_pos(&parser) - bytes.p);
 
     if (request == NULL) {
-        REQUIRE(!verdict.complete);
-    } else if (!verdict.complete) {
-        REQUIRE(error != HPE_OK); /* it waits, where the request is complete */
-        REQUIRE(is_deliberate(request, &parser, (struct slice){bytes.p, taken}));
+        REQUIRE(!verdict.complete || parser.method == HTTP_CONNECT);
+    } else if (verdict.complete) {
+        compare_requests(request, &parser);
+        REQUIRE(at == taken || parser.method == HTTP_CONNECT);
     } else {
-        const char *method = llhttp_method_name((llhttp_method_t)parser.method);
-        REQUIRE(slice_equal(request->method, slice_of(method)));
-        REQUIRE(is_same_target(request, (struct slice){verdict.target.p, verdict.target.n}));
-        REQUIRE(slice_equal(request->body, (struct slice){verdict.body.p, verdict.body.n}));
-        REQUIRE((size_t)(llhttp_get_error_pos(&parser) - bytes.p) == taken);
+        struct refusal refusal = {request, bytes, at, llhttp_get_error_reason(&parser)};
+        REQUIRE(error != HPE_OK); /* or it waits for what http.c has seen */
+        REQUIRE(at < taken && is_deliberate(&refusal));
     }
     free(verdict.target.p);
     free(verdict.body.p);

@@ -430,9 +430,9 @@ def parse_ready_line(line):
 
 def run(*arguments, **options):
     """Runs the program to its end: for the ways in which it does not start."""
-    options = {"timeout": TIMEOUT_S, "stdin": subprocess.DEVNULL, **options}
-    return subprocess.run([binary(), *map(str, arguments)], capture_output=True, text=True,
-                          check=False, **options)
+    options = {"timeout": TIMEOUT_S, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE,
+               "stderr": subprocess.PIPE, **options}
+    return subprocess.run([binary(), *map(str, arguments)], text=True, check=False, **options)
 
 
 def has_ipv6():

@@ -1274,6 +1274,25 @@ static void a_full_disk_refuses_while_it_is_full(void **state) {
     }
 }
 
+/* Sets that fail for hours must not make the index grow. */
+static void failed_sets_leave_nothing_reserved(void **state) {
+    (void)state;
+    char room[32];
+    open_store();
+    for (int round = 0; round < 50; round++) {
+        for (int i = 0; i < 200; i++) {
+            snprintf(room, sizeof room, "room %d", i);
+            must_set(room, "k");
+        }
+        arm(PWRITE, 1, 1, ENOSPC);
+        assert_false(commit().ok);
+        if (round < 2) disarm(); /* both batches have grown now */
+    }
+    assert_int_equal(faults[CALLOC].made, 0);
+    disarm();
+    assert_non_null(strstr(said(), "No space left"));
+}
+
 static void half_a_write_is_finished_or_cut_back(void **state) {
     (void)state;
     char before[512];
@@ -1550,6 +1569,7 @@ int main(void) {
         UNIT(a_half_born_log_is_no_obstacle),
         UNIT(a_record_that_changes_on_disk_is_not_told),
         UNIT(a_full_disk_refuses_while_it_is_full),
+        UNIT(failed_sets_leave_nothing_reserved),
         UNIT(half_a_write_is_finished_or_cut_back),
         UNIT(a_failed_disk_refuses_until_it_is_opened_again),
         UNIT(a_log_that_cannot_be_cut_is_not_written_to),

@@ -756,15 +756,14 @@ static void scripted_life(struct run *run) {
     reopen(run);
     run_set(run, 10);
     run_set(run, 11);
-    torture.space = 70;
     torture.fail_cut = true;
-    run_commit(run, 0);
-    torture.space = -1;
+    with_full_disk(run, 70, 0);
+    torture.fail_cut = false;
     reopen(run);
-    run_set(run, 12); /* lines of one length, so that the old first and the new second one fit */
-    run_set(run, 16);
+    run_set(run, 12);
+    run_set(run, 13);
     with_full_disk(run, 90, 0);
-    run_set(run, 16);
+    run_set(run, 16); /* a line as long as 12's first one: that one and the next fit together */
     run_set(run, 12);
     run_commit(run, 0);
     run_close(run);
@@ -778,7 +777,8 @@ static void random_step(struct run *run) {
     }
     for (unsigned i = 0; i < sets; i++) run_set(run, draw_below(ROOMS));
     if (what < 6) run_commit(run, draw_below(3));
-    if (what >= 6 && what < 10) with_full_disk(run, draw_below(900) * draw_below(2), draw_below(2));
+    if (what >= 6 && what < 10)
+        with_full_disk(run, (ssize_t)draw_below(900) * (what % 2), draw_below(2));
     if (what == 10 || what == 11) {
         torture.fail_sync = what == 10;
         torture.fail_cut = what == 11;
@@ -829,9 +829,11 @@ static unsigned count_images(const struct file *file, unsigned sector) {
     return n;
 }
 
-#define ZEROED  0
-#define GARBAGE 1
-#define OLDEST  2 /* and the later images after it */
+#define ZEROED    0
+#define GARBAGE   1
+#define OLDEST    2 /* and the later images after it */
+#define BEFORE_IT 1000
+#define NEWEST    1001
 
 /* Writes one of the things a sector may hold; which of them is a choice from 0 to OLDEST + images. */
 static void write_sector(const struct file *file, unsigned sector, unsigned choice, char *to) {
@@ -1058,27 +1060,43 @@ static bool try_all(unsigned depth, const struct disk *disk, const struct hopes 
     return true;
 }
 
-/* Each uncertain sector of the log torn at each of its bytes, with the others as they were last. */
-static void try_torn_sectors(unsigned depth, const struct disk *disk, const struct hopes *hopes) {
-    const struct file *log = disk->shown[0];
-    for (unsigned sector = 0; log && sector * SECTOR_BYTES < log->high; sector++) {
+/* Resolves NEWEST and BEFORE_IT for a sector. */
+static unsigned choice_for(const struct file *file, unsigned sector, unsigned choice) {
+    unsigned images = count_images(file, sector);
+    if (choice == NEWEST && images > 0) return OLDEST + images - 1;
+    if (choice == BEFORE_IT && images > 1) return OLDEST + images - 2;
+    return choice <= OLDEST && (choice != OLDEST || images > 0) ? choice : ZEROED;
+}
+
+static void fill_torn(struct file *settled, const struct file *log, const unsigned halves[2],
+                      size_t cut) {
+    for (unsigned sector = 0; sector * SECTOR_BYTES < log->high; sector++) {
         if (!is_uncertain(log, sector)) continue;
-        unsigned newest = OLDEST + count_images(log, sector) - 1;
-        for (size_t cut = first_unknown(log, sector); cut < end_of_unknown(log, sector); cut++)
-            for (unsigned lost = ZEROED; lost <= OLDEST; lost++)
-                for (unsigned newest_last = 0; newest_last < 2; newest_last++) {
-                    struct disk state;
-                    struct file *settled = NULL;
-                    unsigned choices[2] = {newest_last ? lost : newest,
-                                           newest_last ? newest : lost};
-                    unsigned mask = (1u << disk->pending_count) - 1;
-                    if (newest < OLDEST || !settle_names(&state, disk, mask, &settled)) return;
-                    char *to = settled->bytes + sector * SECTOR_BYTES;
-                    write_torn_sector(log, sector, choices, cut, to);
-                    settle_size(settled, log->high);
-                    try_state(depth, &state, hopes);
-                }
+        size_t start = sector * SECTOR_BYTES;
+        size_t inner = cut < start ? 0 : cut > start + SECTOR_BYTES ? SECTOR_BYTES : cut - start;
+        unsigned choices[2] = {choice_for(log, sector, halves[0]),
+                               choice_for(log, sector, halves[1])};
+        write_torn_sector(log, sector, choices, inner, settled->bytes + start);
     }
+    settle_size(settled, log->high);
+}
+
+/* What is uncertain of the log torn in two at each byte: one half is there, of the other one what stood
+ * there before. */
+static void try_torn(unsigned depth, const struct disk *disk, const struct hopes *hopes) {
+    static const unsigned halves[][2] = {{NEWEST, ZEROED}, {NEWEST, GARBAGE},   {NEWEST, BEFORE_IT},
+                                         {ZEROED, NEWEST}, {GARBAGE, NEWEST},   {BEFORE_IT, NEWEST},
+                                         {OLDEST, NEWEST}, {BEFORE_IT, GARBAGE}};
+    const struct file *log = disk->shown[0];
+    for (size_t cut = 0; log && cut < log->high; cut++)
+        for (size_t i = 0; !log->known[cut] && i < sizeof halves / sizeof *halves; i++) {
+            struct disk state;
+            struct file *settled = NULL;
+            if (settle_names(&state, disk, (1u << disk->pending_count) - 1, &settled) != log)
+                give_up("another log");
+            fill_torn(settled, log, halves[i], cut);
+            try_state(depth, &state, hopes);
+        }
 }
 
 /* Ends life `depth` before each of its ops and after the last one (in every way, or by samples), or
@@ -1094,7 +1112,7 @@ static void explore(unsigned depth, bool is_exhaustive) {
         life->point = i;
         if (depth == 0 && is_exhaustive && !try_all(depth, &disk, &hopes))
             for (unsigned sample = 0; sample < 2000; sample++) try_sample(depth, &disk, &hopes);
-        if (depth == 0 && is_exhaustive) try_torn_sectors(depth, &disk, &hopes);
+        if (depth == 0 && is_exhaustive) try_torn(depth, &disk, &hopes);
         if (depth == 0 && !is_exhaustive)
             for (unsigned sample = 0; sample < 40; sample++) try_sample(depth, &disk, &hopes);
         if (depth == 0)

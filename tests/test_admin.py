@@ -1,0 +1,176 @@
+"""The commands beside `serve`: check, with its --salvage, and export."""
+
+import json
+import re
+
+import pytest
+
+from server import ALICE, crc32c, records, run, set_request, write_data
+
+ROOMS = [f"room-{i}" for i in range(8)]
+ODD_ROOM, ODD_KEY = 'tab\tquote"back\\slash', "new\nline ü"
+
+
+@pytest.fixture(name="data")
+def _data(serve):
+    """A directory whose server has set some key IDs, one set a batch, and stopped cleanly."""
+    server = serve()
+    for room in ROOMS:
+        server.set(room, f"key of {room}").is_json(200, b'{"success":true}')
+    server.stop()
+    return server.directory
+
+
+def lines_of(data):
+    return (data / "keys.log").read_bytes().splitlines(keepends=True)
+
+
+def command(*arguments):
+    """A finished command: (exit code, standard output, standard error)."""
+    done = run(*arguments)
+    return done.returncode, done.stdout, done.stderr
+
+
+def damage(data, line):
+    """Flips a bit in the key of a line. Returns the line's offset."""
+    lines = lines_of(data)
+    offset = sum(map(len, lines[:line]))
+    log = bytearray(b"".join(lines))
+    log[offset + len(lines[line]) - 3] ^= 1
+    (data / "keys.log").write_bytes(log)
+    return offset
+
+
+def test_a_whole_log_passes(data):
+    code, output, errors = command("check", "--data", data)
+    size = (data / "keys.log").stat().st_size
+    assert (code, errors) == (0, "")
+    assert output == f"{data}/keys.log: {len(ROOMS)} records in {size} bytes\n"
+
+
+def test_damage_is_shown_and_nothing_is_changed(data):
+    offset = damage(data, 3)
+    before = (data / "keys.log").read_bytes()
+    code, output, _ = command("check", "--data", data)
+    assert code == 1
+    assert f"damaged at byte {offset}: its checksum does not match" in output
+    assert f"/keys.log: 2 records in {offset} bytes\n" in output
+    assert f"{len(ROOMS) - 3} valid records in the {len(before) - offset} bytes behind" in output
+    assert (data / "keys.log").read_bytes() == before
+
+
+def test_a_server_refuses_what_check_calls_damaged(data, serve):
+    offset = damage(data, 3)
+    server = serve.launch()
+    server.expected_exit, server.expected_stderr = 1, f"damaged at byte {offset}"
+    server.judge()
+    assert command("export", "--data", data)[0] == 1
+
+
+def test_salvage_writes_a_log_of_all_valid_records(data, tmp_path, serve):
+    damage(data, 3)
+    new = tmp_path / "salvaged.log"
+    code, output, _ = command("check", "--data", data, "--salvage", new)
+    assert code == 1 and output.endswith(f"{new}: {len(ROOMS) - 1} records\n")
+    (data / "keys.log").unlink()
+    new.rename(data / "keys.log")
+    assert command("check", "--data", data)[0] == 0
+    server = serve()
+    for i, room in enumerate(ROOMS):
+        status = server.set(room, "another").status
+        assert status == (200 if i == 2 else 400), room
+    assert server.info(ROOMS[5]).body.endswith(b'"e2eKeyId":"key of room-5"},"success":true}')
+
+
+def test_salvage_keeps_an_existing_file(data, tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("mine")
+    code, _, errors = command("check", "--data", data, "--salvage", kept)
+    assert code == 1 and "File exists" in errors
+    assert kept.read_text() == "mine"
+
+
+def test_a_torn_tail_is_no_damage(data):
+    log = (data / "keys.log").read_bytes()
+    (data / "keys.log").write_bytes(log + b"torn")
+    code, output, _ = command("check", "--data", data)
+    assert code == 0
+    assert f"4 bytes at byte {len(log)} are a torn tail" in output
+    assert (data / "keys.log").read_bytes() == log + b"torn"  # only a start moves it
+    code, output, _ = command("export", "--data", data)
+    assert code == 0 and len(output.splitlines()) == len(ROOMS)
+
+
+def test_check_reads_users_and_rooms_too(data):
+    (data / "rooms").write_text("* c\nlobby x\n")
+    code, _, errors = command("check", "--data", data)
+    assert code == 1
+    assert errors == f"roomkeyd: {data}/rooms:2: type must be c, p or d\n"
+
+
+def test_a_newer_log_is_damage_to_this_version(data):
+    lines = lines_of(data)
+    body = lines[1].rstrip(b"\n").split(b"\t", 1)[1].replace(b"\tS\t", b"\tR\t")
+    lines[1] = b"%08x\t%s\n" % (crc32c(body), body)
+    (data / "keys.log").write_bytes(b"".join(lines))
+    code, output, _ = command("check", "--data", data)
+    assert code == 1 and "it was written by a newer roomkeyd" in output
+
+
+@pytest.mark.parametrize("name", ["check", "export"])
+def test_a_log_that_is_not_there(name, tmp_path):
+    write_data(tmp_path / "data")
+    code, output, errors = command(name, "--data", tmp_path / "data")
+    assert (code, output) == (1, "")
+    assert errors == f"roomkeyd: {tmp_path}/data: keys.log: No such file or directory\n"
+
+
+def test_export_prints_json_lines(serve):
+    server = serve()
+    server.set(ODD_ROOM, ODD_KEY).is_json(200, b'{"success":true}')
+    code, output, errors = command("export", "--data", server.directory)  # beside the server
+    assert (code, errors) == (0, "")
+    line = json.loads(output)
+    assert list(line) == ["_id", "e2eKeyId", "setBy", "setAt"]
+    assert (line["_id"], line["e2eKeyId"], line["setBy"]) == (ODD_ROOM, ODD_KEY, ALICE)
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ", line["setAt"])
+
+
+def test_check_and_export_beside_a_server_under_load(serve):
+    """Neither disturbs the server; what is exported was acknowledged or is about to be."""
+    server = serve()
+    acknowledged = []
+    with server.client() as client:
+        for i in range(300):
+            client.send(set_request(f"r{i}", f"k{i}"))
+            if i % 30 == 15:
+                code, output, errors = command("export", "--data", server.directory)
+                exported = {json.loads(line)["_id"] for line in output.splitlines()}
+                assert (code, errors) == (0, "")
+                assert exported >= set(acknowledged)
+                assert command("check", "--data", server.directory)[0] == 0
+            client.reply().is_json(200, b'{"success":true}')
+            acknowledged.append(f"r{i}")
+    server.stop()
+    assert len(records(server.log())) == 300
+
+
+@pytest.mark.parametrize("arguments", [
+    ("check", "--salvage"), ("check", "--nothing"), ("check", "more"),
+    ("export", "--salvage", "x"), ("export", "--listen", "127.0.0.1:0"),
+])
+def test_bad_usage(arguments):
+    code, output, errors = command(*arguments)
+    assert (code, output) == (2, "") and "usage: roomkeyd " in errors
+
+
+@pytest.mark.parametrize("name", ["check", "export"])
+def test_help(name):
+    code, output, errors = command(name, "--help")
+    assert (code, errors) == (0, "") and output.startswith(f"usage: roomkeyd {name} ")
+
+
+def test_export_to_a_full_device(data):
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = run("export", "--data", data, stdout=full)
+    assert done.returncode == 1 and "No space left" in done.stderr
