@@ -71,6 +71,10 @@ build/$(1)/tests/%: build/$(1)/tests/%.o $$(filter-out build/$(1)/main.o,$$($(1)
 # api.c alone with the parser: the test plays the store and the access files itself.
 build/$(1)/tests/test_api: build/$(1)/tests/test_api.o build/$(1)/http.o build/$(1)/api.o
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_test_api) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
+
+# Crash states of the store alone; no cmocka, so that it links with -m32 too.
+build/$(1)/tests/torture: $$(patsubst %,build/$(1)/%.o,tests/torture store log table)
+	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_torture) $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
 endef
 $(foreach f,$(FLAVOURS),$(eval $(call flavour,$(f))))
 .SECONDARY:
@@ -82,6 +86,7 @@ WRAP_test_api    := $(call wrap,malloc)
 WRAP_test_table  := $(call wrap,calloc free)
 WRAP_test_store  := $(call wrap,pwrite64 pread64 fdatasync fsync ftruncate64 open64 openat64 renameat \
                     flock eventfd pthread_create getrandom malloc calloc realloc)
+WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 open64 openat64 renameat unlinkat)
 WRAP_test_access := $(call wrap,malloc calloc realloc reallocarray read getrandom table_hash)
 
 # A static binary, for an empty root. With musl it is small; without it, it is what CC makes.

@@ -375,21 +375,33 @@ static int check_log(int fd, struct log_failure why) {
     return log_fail(why, LOG_NAME ": not a log of roomkeyd's; it has not been touched");
 }
 
+/* Opens the file itself: behind a symbolic link it could be shared with another directory, whose lock
+ * is another one, or be on a disk that is not mounted just now. */
+static int open_file(int dir_fd, int flags) {
+    return openat(dir_fd, LOG_NAME, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+}
+
+static int fail_to_open(struct log_failure why) {
+    const char *reason = errno == ELOOP
+                             ? "a symbolic link; the log has to be in the directory itself"
+                             : strerror(errno);
+    return log_fail(why, LOG_NAME ": %s", reason);
+}
+
 int log_open(int dir_fd, struct log_failure why) {
-    int fd = openat(dir_fd, LOG_NAME, O_RDWR | O_CLOEXEC);
-    int state = fd >= 0 ? check_log(fd, why) : errno == ENOENT ? 1 : -1;
-    if (fd < 0 && state < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
+    int fd = open_file(dir_fd, O_RDWR);
+    if (fd < 0 && errno != ENOENT) return fail_to_open(why);
+    int state = fd < 0 ? 1 : check_log(fd, why);
     if (state == 0) return fd;
     if (fd >= 0) close(fd);
     if (state < 0 || create_log(dir_fd, why) < 0) return -1;
-    fd = openat(dir_fd, LOG_NAME, O_RDWR | O_CLOEXEC);
-    if (fd < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
-    return fd;
+    fd = open_file(dir_fd, O_RDWR);
+    return fd < 0 ? fail_to_open(why) : fd;
 }
 
 int log_open_to_read(int dir_fd, struct log_failure why) {
-    int fd = openat(dir_fd, LOG_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
+    int fd = open_file(dir_fd, O_RDONLY);
+    if (fd < 0) return fail_to_open(why);
     int state = check_log(fd, why);
     if (state == 0) return fd;
     if (state > 0) log_fail(why, LOG_NAME ": empty");

@@ -39,11 +39,18 @@
  * Assumed of the disk, as SQLite does ("powersafe overwrite"): a write that a power failure cuts short
  * harms no byte outside its own range.
  *
- * Who owns what. The owner's thread (the loop) owns every field of struct store but those under
- * `lock`: the hand-over. Between store_hand_over and store_collect the committer reads the batch it
- * was given, and the owner too, but nobody changes it. No lock is held across a system call, so the
- * owner never waits for the disk behind the committer's back: it waits only when it reads a record
- * back to confirm a match in the index, which may meet a page that is not in memory.
+ * Who owns what. A batch goes round through three hands, and its slot with it:
+ *
+ *     open --taken--> committing --written, synced--> settled --collected--> (free)
+ *     the owner adds  the committer writes it         the owner moves its entries to the index
+ *
+ * The owner's thread (the loop) owns every field of struct store but those under `lock`: which batch
+ * is where, and the open batch while it grows. A batch that is committing or settled is read by both
+ * threads and changed by neither, until the owner has collected it. The committer takes the open batch
+ * by itself as soon as it is free, if the owner has offered it: between two syncs the disk waits for
+ * nobody to wake up. No lock is held across a system call, so the owner never waits for the disk
+ * behind the committer's back: it waits only when it reads a record back to confirm a match in the
+ * index, which may meet a page that is not in memory.
  */
 #include "store.h"
 #include "log.h"
@@ -101,11 +108,8 @@ struct store {
     struct table_key key;
     struct table durable; /* hash of a room -> file offset of its line, which is on disk */
 
-    struct batch batches[2];
-    struct batch *open;       /* gathers sets */
-    struct batch *committing; /* the other one while the committer has it, else NULL */
-    bool failed;              /* DISK_FAILED has happened */
-    bool sealed;              /* the last line is a seal, or could not be one; nothing to certify */
+    bool failed; /* DISK_FAILED has happened */
+    bool sealed; /* the last line is a seal, or could not be one; nothing to certify */
     bool read_failure_told;
     int64_t last_set_ms; /* when store_tick last saw one on its way */
 
@@ -113,11 +117,16 @@ struct store {
     bool committer_runs;
     bool is_short_of_space; /* the committer's: it has said so, and says when that is over */
 
-    pthread_mutex_t lock;
-    pthread_cond_t work, idle;
-    struct batch *job;    /* under lock: what the committer is to commit, NULL when it is done */
-    enum outcome outcome; /* under lock: how the last job ended */
-    bool stopping;        /* under lock */
+    pthread_mutex_t lock; /* for all that follows */
+    pthread_cond_t work;  /* what the committer waits for */
+    pthread_cond_t idle;  /* what the owner waits for when it closes */
+    struct batch batches[3];
+    struct batch *open;       /* gathers sets; the next in turn after `committing` or `settled` */
+    struct batch *committing; /* the committer has it; or NULL */
+    struct batch *settled; /* the committer is done with it, the owner has to collect it; or NULL */
+    enum outcome outcome;  /* of the settled one */
+    bool is_offered;       /* the committer may take the open batch */
+    bool stopping;
 };
 
 /* ------------------------------------------------------------------------ the index */
@@ -363,20 +372,43 @@ static enum outcome commit(struct store *store, const struct batch *batch) {
     return is_full ? NOT_COMMITTED : DISK_FAILED;
 }
 
+/* Makes the open batch the committing one. Under lock, with nothing committing. */
+static void take_open_batch(struct store *store) {
+    struct batch *batch = store->open;
+    struct batch *next = &store->batches[(batch - store->batches + 1) % 3];
+    next->number = batch->number + 1;
+    next->start = batch->start + batch->size;
+    next->base = batch->is_seal ? batch->base : next->start;
+    store->open = next;
+    store->committing = batch;
+    store->is_offered = false;
+}
+
+/* Whether the committer may take the open batch: not behind one that failed, since it was written for
+ * the place behind that. Under lock. */
+static bool may_take(const struct store *store) {
+    return store->is_offered && !store->committing &&
+           !(store->settled && store->outcome != COMMITTED);
+}
+
 static void *committer_main(void *argument) {
     struct store *store = argument;
     pthread_mutex_lock(&store->lock);
     for (;;) {
-        while (!store->job && !store->stopping) pthread_cond_wait(&store->work, &store->lock);
-        if (!store->job) break;
-        struct batch *batch = store->job;
+        while (!store->committing && !may_take(store) && !store->stopping)
+            pthread_cond_wait(&store->work, &store->lock);
+        if (may_take(store)) take_open_batch(store);
+        struct batch *batch = store->committing;
+        if (!batch) break;
         pthread_mutex_unlock(&store->lock);
 
         enum outcome outcome = commit(store, batch);
 
         pthread_mutex_lock(&store->lock);
+        while (store->settled) pthread_cond_wait(&store->work, &store->lock);
+        store->committing = NULL;
+        store->settled = batch;
         store->outcome = outcome;
-        store->job = NULL;
         pthread_cond_signal(&store->idle);
         pthread_mutex_unlock(&store->lock);
         /* Should this fail, COMMIT_RECHECK_MS brings the owner round all the same. */
@@ -465,16 +497,31 @@ static void abandon(struct store *store, struct batch *batch) {
     reset_batch(batch);
 }
 
-/* Seals the log with a batch of its own. The open batch must be empty and the committer idle. */
+/* Offers the open batch; if nothing is committing the committer has to be woken to see it. */
+static void offer(struct store *store) {
+    pthread_mutex_lock(&store->lock);
+    store->is_offered = store->open->size > 0;
+    bool is_waiting = may_take(store);
+    if (is_waiting) take_open_batch(store); /* before it grows further: a seal must stay alone */
+    pthread_mutex_unlock(&store->lock);
+    /* Outside the lock: or the committer would wake up only to wait for that. */
+    if (is_waiting) pthread_cond_signal(&store->work);
+}
+
+/* Seals the log with a batch of its own, if all before it is on disk and collected. */
 static void seal(struct store *store) {
+    pthread_mutex_lock(&store->lock);
     struct batch *batch = store->open;
+    bool is_at_rest = !store->committing && !store->settled && batch->size == 0;
+    if (is_at_rest && make_room(batch)) {
+        struct log_line line = {.batch = batch->start, .is_seal = true};
+        batch->is_seal = true;
+        batch->base = batch->start;
+        batch->size = log_format(&line, batch->bytes);
+    }
+    pthread_mutex_unlock(&store->lock);
     store->sealed = true; /* if it cannot be written, the next set is soon enough to try again */
-    if (!make_room(batch)) return;
-    batch->is_seal = true;
-    batch->base = batch->start;
-    struct log_line line = {.batch = batch->base, .is_seal = true};
-    batch->size = log_format(&line, batch->bytes);
-    store_hand_over(store);
+    offer(store);
 }
 
 /* ------------------------------------------------------------------------ the interface */
@@ -494,7 +541,8 @@ static struct store *make_store(struct log_failure why) {
     pthread_cond_init(&store->idle, NULL);
     if (table_init(&store->durable, TABLE_MANY_PARTS) < 0 ||
         table_init(&store->batches[0].index, TABLE_ONE_PART) < 0 ||
-        table_init(&store->batches[1].index, TABLE_ONE_PART) < 0)
+        table_init(&store->batches[1].index, TABLE_ONE_PART) < 0 ||
+        table_init(&store->batches[2].index, TABLE_ONE_PART) < 0)
         log_fail(why, "out of memory");
     else if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key)
         log_fail(why, "getrandom: %s", strerror(errno));
@@ -517,38 +565,45 @@ struct store *store_open(const char *dir, char *why, size_t why_size) {
     return NULL;
 }
 
-enum store_result store_set(struct store *store, const struct store_record *record,
-                            uint64_t *ticket) {
-    char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
-    struct slice room = {escaped, log_escape(record->room, escaped)};
-    struct log_line line;
-    struct batch *open = store->open;
+/* Under lock: takes a record into the open batch, or finds that a batch on its way has the room. */
+static enum store_result take_record(struct store *store, const struct store_record *record,
+                                     struct slice escaped_room, uint64_t *ticket) {
     uint64_t hash = table_hash(store->key, record->room);
-
-    *ticket = 0;
-    enum match match = find_durable(store, hash, room, buffer, &line);
-    if (match != MATCH_NONE) return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
-    if (store->committing && is_in_batch(store->committing, hash, room)) {
-        *ticket = store->committing->number;
-        return STORE_EXISTS;
-    }
-    if (is_in_batch(open, hash, room)) {
-        *ticket = open->number;
-        return STORE_EXISTS;
-    }
-
-    if (store->failed || !make_room(open) || table_reserve(&open->index, hash) < 0)
-        return STORE_UNAVAILABLE;
+    struct batch *open = store->open;
+    const struct batch *const on_their_way[] = {store->settled, store->committing, open};
+    for (int i = 0; i < 3; i++)
+        if (on_their_way[i] && is_in_batch(on_their_way[i], hash, escaped_room)) {
+            *ticket = on_their_way[i]->number;
+            return STORE_EXISTS;
+        }
+    if (!make_room(open) || table_reserve(&open->index, hash) < 0) return STORE_UNAVAILABLE;
     if (table_reserve(&store->durable, hash) < 0) {
         table_release(&open->index, hash);
         return STORE_UNAVAILABLE;
     }
     uint64_t offset = open->start + open->size;
-    open->size += write_record(open, record, room);
+    open->size += write_record(open, record, escaped_room);
     open->entries[open->entry_count++] = (struct entry){hash, offset};
     table_insert(&open->index, hash, offset);
     *ticket = open->number;
     return STORE_OK;
+}
+
+enum store_result store_set(struct store *store, const struct store_record *record,
+                            uint64_t *ticket) {
+    char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
+    struct slice room = {escaped, log_escape(record->room, escaped)};
+    struct log_line line;
+    *ticket = 0;
+    enum match match =
+        find_durable(store, table_hash(store->key, record->room), room, buffer, &line);
+    if (match != MATCH_NONE) return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
+    if (store->failed) return STORE_UNAVAILABLE;
+    pthread_mutex_lock(&store->lock);
+    enum store_result result = take_record(store, record, room, ticket);
+    pthread_mutex_unlock(&store->lock);
+    if (result == STORE_OK) store->sealed = false;
+    return result;
 }
 
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
@@ -565,56 +620,52 @@ enum store_result store_get(struct store *store, struct slice room, char key[ID_
 }
 
 void store_hand_over(struct store *store) {
-    struct batch *batch = store->open;
-    if (store->committing || batch->size == 0) return;
-    struct batch *next = &store->batches[batch == &store->batches[0]];
-    next->number = batch->number + 1;
-    next->start = batch->start + batch->size;
-    next->base = batch->is_seal ? batch->base : next->start;
-    store->open = next;
-    store->committing = batch;
-    if (!batch->is_seal) store->sealed = false;
-
-    pthread_mutex_lock(&store->lock);
-    store->job = batch;
-    pthread_mutex_unlock(&store->lock);
-    pthread_cond_signal(&store->work); /* outside: or it would wake up only to wait for the lock */
+    /* Whatever else is at rest, the owner knows of its own sets. */
+    if (!store->sealed) offer(store);
 }
 
 int store_event_fd(const struct store *store) { return store->event_fd; }
 
-bool store_collect(struct store *store, struct store_settled *settled) {
-    struct batch *batch = store->committing, *open = store->open;
-    if (!batch) return false;
-    pthread_mutex_lock(&store->lock);
-    bool is_done = store->job == NULL;
-    enum outcome outcome = store->outcome;
-    pthread_mutex_unlock(&store->lock);
-    if (!is_done) return false;
-
-    store->committing = NULL;
-    if (outcome == COMMITTED) {
-        for (size_t i = 0; i < batch->entry_count; i++)
-            table_insert(&store->durable, batch->entries[i].hash, batch->entries[i].offset);
-        reset_batch(batch);
-        *settled = (struct store_settled){.up_to = batch->number, .ok = true};
-        return true;
-    }
-    /* The open batch was written for the place behind the failed one: it fails with it. */
-    store->failed = store->failed || outcome == DISK_FAILED;
+/* A failed batch takes the open one with it, which was written for the place behind it. Under lock. */
+static void abandon_settled(struct store *store, struct store_settled *settled) {
+    struct batch *batch = store->settled, *open = store->open;
+    store->failed = store->failed || store->outcome == DISK_FAILED;
     *settled = (struct store_settled){.up_to = open->number, .ok = false};
     abandon(store, batch);
     abandon(store, open);
     open->number++;
     open->start = batch->start;
     open->base = batch->base;
+    store->is_offered = false;
     if (batch->base < batch->start)
         store->sealed = true; /* by the unsynced seal before it, which no other one may certify */
-    return true;
+}
+
+bool store_collect(struct store *store, struct store_settled *settled) {
+    pthread_mutex_lock(&store->lock);
+    struct batch *batch = store->settled;
+    if (batch && store->outcome == COMMITTED) {
+        pthread_mutex_unlock(&store->lock); /* its bytes and entries are at rest */
+        for (size_t i = 0; i < batch->entry_count; i++)
+            table_insert(&store->durable, batch->entries[i].hash, batch->entries[i].offset);
+        *settled = (struct store_settled){.up_to = batch->number, .ok = true};
+        reset_batch(batch);
+        pthread_mutex_lock(&store->lock);
+    } else if (batch) {
+        abandon_settled(store, settled);
+    }
+    store->settled = NULL;
+    bool has_next = store->committing || store->is_offered;
+    pthread_mutex_unlock(&store->lock);
+    if (batch && has_next) pthread_cond_signal(&store->work); /* it may wait for this slot */
+    return batch != NULL;
 }
 
 int store_tick(struct store *store, int64_t now_ms) {
-    if (store->committing || store->open->size > 0) {
+    pthread_mutex_lock(&store->lock);
+    bool is_busy = store->committing || store->settled || store->open->size > 0;
+    pthread_mutex_unlock(&store->lock);
+    if (is_busy) {
         store->last_set_ms = now_ms;
         return COMMIT_RECHECK_MS;
     }
@@ -632,15 +683,16 @@ bool store_has_failed(const struct store *store) { return store->failed; }
 /* Waits until the committer has nothing to do, and collects. */
 static void settle(struct store *store) {
     struct store_settled settled;
-    pthread_mutex_lock(&store->lock);
-    while (store->job) pthread_cond_wait(&store->idle, &store->lock);
-    pthread_mutex_unlock(&store->lock);
-    store_collect(store, &settled);
+    do {
+        pthread_mutex_lock(&store->lock);
+        while (store->committing && !store->settled) pthread_cond_wait(&store->idle, &store->lock);
+        pthread_mutex_unlock(&store->lock);
+    } while (store_collect(store, &settled));
 }
 
 static void stop_committer(struct store *store) {
     settle(store);
-    store_hand_over(store);
+    offer(store);
     settle(store);
     if (!store->sealed && !store->failed) seal(store);
     settle(store);
@@ -654,7 +706,7 @@ static void stop_committer(struct store *store) {
 int store_close(struct store *store) {
     if (store->committer_runs) stop_committer(store);
     int result = store->failed ? -1 : 0;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         free(store->batches[i].bytes);
         free(store->batches[i].entries);
         table_free(&store->batches[i].index);

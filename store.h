@@ -52,11 +52,12 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
                             size_t *key_size);
 
-/* Gives the open batch to the committer if there is something in it and the committer is idle;
- * otherwise does nothing. Call it whenever sets may have been taken. Never blocks. */
+/* Offers the open batch, if there is something in it, to the committer, which takes it as soon as it is
+ * free. Sets that come until then join it. Call it whenever sets may have been taken. Never blocks. */
 void store_hand_over(struct store *store);
 
-/* Readable when there is something to collect. Owned by the store; for polling only. */
+/* Signals when there is something to collect. Nobody reads it: watch it with EPOLLET, for the edge. It
+ * is the store's own. */
 int store_event_fd(const struct store *store);
 
 struct store_settled {

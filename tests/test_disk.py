@@ -222,7 +222,7 @@ def limited_to(size):
 
 @pytest.mark.parametrize("size", [500, 1023, 1024, 4097])
 def test_a_size_limit_from_the_start(serve, size):
-    """SIGXFSZ, which the limit sends along, must not kill. The limit is met inside a record."""
+    """The limit is met inside a record, or at its begin."""
     server = serve(before_exec=limited_to(size))
     server.expected_stderr = "keys.log"
     acknowledged = set_until_refused(server, "room")
@@ -233,6 +233,33 @@ def test_a_size_limit_from_the_start(serve, size):
     check_log(server.log())
     server = serve()
     assert keys_of(server, [*acknowledged, "refused"]) == {**acknowledged, "refused": None}
+
+
+@pytest.mark.parametrize("state,size,message", [
+    ("no log", 5, "cannot make it"),
+    ("a log", 30, "cannot bring the last batch to disk again"),
+    ("a torn log", 2, "cannot save the torn tail"),
+])
+def test_a_size_limit_that_is_too_small_to_start(serve, tmp_path, state, size, message):
+    """It is said. SIGXFSZ, which the limit sends along, does not kill without a word."""
+    data = tmp_path / "data"
+    write_data(data)
+    if state != "no log":
+        server = serve()
+        server.set("room", "key").is_json(200, SUCCESS)
+        server.kill()
+    if state == "a torn log":
+        with open(data / "keys.log", "ab") as log:
+            log.write(b"torn")
+    before = contents(data)
+    server = serve.launch(before_exec=limited_to(size), users=None, rooms=None)
+    server.expected_stderr, server.expected_exit = rf"{message}: File too large", 1
+    server.judge()
+    assert len(server.stderr.all()) == 1 and not server.stdout.all()
+    assert contents(data) == before or state == "no log" and not (data / "keys.log").exists()
+    server = serve()
+    server.expected_stderr = "torn tail of 4 bytes" if state == "a torn log" else None
+    assert server.set("room", "key").status == (200 if state == "no log" else 400)
 
 
 def test_a_batch_of_which_some_lines_fit(serve):
@@ -358,7 +385,7 @@ def test_a_slow_disk_loses_nothing(serve, variable):
 
 
 def test_a_second_server_while_the_first_is_stopped(serve):
-    """A process that hangs still holds the lock; one that is killed does not, even while stopped."""
+    """A process that hangs still holds the lock; one that is killed, though it hangs, does not."""
     server = serve()
     server.set("room", "key").is_json(200, SUCCESS)
     server.send_signal(signal.SIGSTOP)
@@ -510,3 +537,16 @@ def test_something_else_in_the_place_of_a_file(tmp_path, name, kind):
     else:
         (tmp_path / name).symlink_to("/dev/zero")
     fails_to_start(tmp_path, name)
+
+
+@pytest.mark.parametrize("target", ["a log", "nothing"])
+def test_a_log_that_is_a_symbolic_link(tmp_path, target):
+    """The lock is on the directory, so a log that lies elsewhere could have two servers; and where
+    it leads nowhere, to a disk that is not mounted, say, a new log would re-open every room."""
+    write_data(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    if target == "a log":
+        elsewhere.write_bytes(b"roomkeyd keys.log 1\n")
+    (tmp_path / "keys.log").symlink_to(elsewhere)
+    fails_to_start(tmp_path, r"keys\.log: .*symbolic link")
+    assert (tmp_path / "keys.log").is_symlink() and elsewhere.exists() == (target == "a log")
