@@ -10,6 +10,7 @@ CC      := $(if $(filter default undefined,$(origin CC)),gcc,$(CC))
 CFLAGS  ?= -O2 -g
 LDFLAGS ?=
 JSMN    ?= /usr/include
+LLHTTP  ?= /usr/share
 PYTHON  ?= /usr/bin/python3
 MUSL    ?= $(shell command -v musl-gcc)
 
@@ -34,16 +35,20 @@ tsan_LDFLAGS    := -fsanitize=thread
 clang_CC        := clang
 clang_CFLAGS    := $(CFLAGS) $(HARDENED)
 clang_LDFLAGS   := $(release_LDFLAGS)
+fuzz_CC         := clang
+fuzz_CFLAGS     := $(asan_CFLAGS) -fsanitize=fuzzer-no-link
+fuzz_LDFLAGS    := -fsanitize=fuzzer,address,undefined
 m32_CFLAGS      := $(CFLAGS) -m32
 m32_LDFLAGS     := -m32
 static_CC       := $(if $(MUSL),$(MUSL),$(CC))
 static_CFLAGS   := -Oz -flto -fno-asynchronous-unwind-tables -fstack-protector-strong
 static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 
-FLAVOURS := release asan quick tsan clang m32 static
+FLAVOURS := release asan quick tsan clang m32 static fuzz
+FUZZED   := http json request access log
 UNITS    := sha256 table access http api store
 
-.PHONY: all static test units server test-ecosystem m32 tsan clean help
+.PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-large m32 tsan clean help
 all: roomkeyd
 
 roomkeyd: build/release/roomkeyd
@@ -75,6 +80,25 @@ build/$(1)/tests/test_api: build/$(1)/tests/test_api.o build/$(1)/http.o build/$
 # Crash states of the store alone; no cmocka, so that it links with -m32 too.
 build/$(1)/tests/torture: $$(patsubst %,build/$(1)/%.o,tests/torture store log table)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_torture) $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
+
+# A log past 4 GiB, where 32 bits end; likewise.
+build/$(1)/tests/large_log: $$(patsubst %,build/$(1)/%.o,tests/large_log store log table)
+	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
+
+# A fuzz target with its modules, and main from libFuzzer or from fuzz_main.c.
+build/$(1)/fuzz_%: build/$(1)/tests/fuzz_%.o $$(if $$(filter fuzz,$(1)),,build/$(1)/tests/fuzz_main.o)
+	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$($(1)_LDFLAGS) $$(LDFLAGS) -ljansson -o $$@
+build/$(1)/fuzz_http: $$(patsubst %,build/$(1)/%.o,http llhttp/api llhttp/http llhttp/llhttp)
+build/$(1)/fuzz_json build/$(1)/fuzz_request: build/$(1)/http.o build/$(1)/api.o
+build/$(1)/fuzz_log: $$(patsubst %,build/$(1)/%.o,store log table)
+build/$(1)/fuzz_access: $$(patsubst %,build/$(1)/%.o,access table sha256)
+
+# Not ours: no warnings, and no sanitizers but the fuzzer's eyes.
+build/$(1)/llhttp/%.o: $(LLHTTP)/llhttp/%.c Makefile
+	@mkdir -p $$(@D)
+	$$($(1)_CC) -O2 -w -DLLHTTP_STRICT_MODE=1 -I$(LLHTTP)/include/llhttp \
+	    $$(filter -fsanitize=fuzzer-no-link,$$($(1)_CFLAGS)) -c $$< -o $$@
+build/$(1)/tests/fuzz_http.o: LANGUAGE += -idirafter $(LLHTTP)/include/llhttp
 endef
 $(foreach f,$(FLAVOURS),$(eval $(call flavour,$(f))))
 .SECONDARY:
@@ -97,6 +121,23 @@ static: build/static/roomkeyd
 units: $(UNITS:%=build/asan/tests/test_%)
 	@set -e; for unit in $^; do echo "$$unit"; $$unit; done
 
+# What the fuzzers have found worth keeping, without a fuzzer.
+corpus: $(FUZZED:%=build/asan/fuzz_%)
+	@set -e; for name in $(FUZZED); do build/asan/fuzz_$$name tests/corpus/$$name; done
+
+# Runs every fuzzer for SECONDS. What it finds interesting stays in build/corpus; what it finds wrong,
+# in build/fuzz/NAME-crash-...: mend it, then give that file a name in tests/corpus/NAME.
+SECONDS ?= 60
+fuzz: $(FUZZED:%=build/fuzz/fuzz_%)
+	@set -e; for name in $(FUZZED); do \
+	    mkdir -p build/corpus/$$name; echo "$$name: $(SECONDS) s"; \
+	    ASAN_OPTIONS=quarantine_size_mb=16 build/fuzz/fuzz_$$name -max_total_time=$(SECONDS) \
+	        -max_len=4096 -dict=tests/dictionaries/$$name.dict -artifact_prefix=build/fuzz/$$name- \
+	        -print_final_stats=1 build/corpus/$$name tests/corpus/$$name >build/fuzz/$$name.log 2>&1 || \
+	        { grep -v '^#' build/fuzz/$$name.log; exit 1; }; \
+	    grep -E '^stat::(number|average)' build/fuzz/$$name.log; \
+	done
+
 # $(1): the flavour that is put to the whole-server tests.
 pytest = ROOMKEYD=build/$(1)/roomkeyd ROOMKEYD_QUICK=build/quick/roomkeyd \
          ROOMKEYD_RELEASE=build/release/roomkeyd ROOMKEYD_STATIC=build/static/roomkeyd \
@@ -106,7 +147,7 @@ BINARIES := build/quick/roomkeyd build/release/roomkeyd build/static/roomkeyd
 server: build/asan/roomkeyd $(BINARIES)
 	$(call pytest,asan) tests
 
-test: units server
+test: units corpus server
 
 # Clients and tools that are heavy to install. A missing one is a failure.
 test-ecosystem: $(BINARIES)
@@ -121,6 +162,18 @@ tsan: build/tsan/tests/test_store build/tsan/roomkeyd $(BINARIES)
 	build/tsan/tests/test_store
 	$(call pytest,tsan) tests/test_store.py -k race
 
+# What could lose a key: crash states, kills under load, a log past 4 GiB. SECONDS= is the budget of
+# all but the last, SEED= repeats a run.
+torture: torture-timed torture-large
+
+torture-timed: build/release/tests/torture build/release/roomkeyd
+	SECONDS=$$(($(SECONDS) / 2)) SEED=$(SEED) build/release/tests/torture
+	SECONDS=$$(($(SECONDS) / 2)) SEED=$(SEED) ROOMKEYD=build/release/roomkeyd $(PYTHON) tests/torture.py
+
+torture-large: build/release/tests/large_log build/m32/tests/large_log
+	build/release/tests/large_log build/large
+	build/m32/tests/large_log build/large
+
 clean:
 	rm -rf build roomkeyd
 
@@ -129,6 +182,8 @@ help:
 	@echo 'make static          build/static/roomkeyd, for an empty root'
 	@echo 'make test            units and whole server, with sanitizers'
 	@echo 'make test-ecosystem  the heavy clients'
+	@echo 'make fuzz            every fuzzer for SECONDS= each'
+	@echo 'make torture         what could lose a key; SECONDS= and SEED='
 	@echo 'make m32             the whole-server tests against a 32-bit build'
 	@echo 'make tsan            data races'
 	@echo 'make clean'

@@ -203,7 +203,8 @@ enum log_fault log_parse(struct slice text, struct log_line *line) {
     if (!read_hex(field, &line->batch) || field.p[0] == '0') return LOG_BAD_FIELDS;
     field = next_field(&rest);
     line->is_seal = slice_equal(field, SLICE("-"));
-    if (line->is_seal) return rest.n == 0 ? LOG_VALID : LOG_BAD_FIELDS;
+    if (line->is_seal) /* and nothing behind it, not even a tab */
+        return field.p + field.n == text.p + text.n ? LOG_VALID : LOG_BAD_FIELDS;
     if (!slice_equal(field, SLICE("S"))) return LOG_NEWER;
     if (!read_decimal(next_field(&rest), &line->time_ms)) return LOG_BAD_FIELDS;
     line->user = next_field(&rest);

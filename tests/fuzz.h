@@ -1,10 +1,10 @@
 /*
  * fuzz.h: what the fuzz targets share.
  *
- * A target is a file fuzz_X.c with one LLVMFuzzerTestOneInput. Linked with libFuzzer it is driven by
- * inputs that are bred for coverage (`make fuzz`); linked with fuzz_main.c it replays tests/corpus/X
- * under any compiler (`make test`). Either way it checks more than that nothing crashes: each target
- * says at its top what its oracle is.
+ * A target is a file fuzz_X.c with one LLVMFuzzerTestOneInput. Linked with libFuzzer it is driven
+ * by inputs that are bred for coverage (`make fuzz`); linked with fuzz_main.c it replays
+ * tests/corpus/X under any compiler (`make test`). Either way it checks more than that nothing
+ * crashes: each target says at its top what its oracle is.
  */
 #ifndef FUZZ_H
 #define FUZZ_H
@@ -27,7 +27,8 @@ static inline void fuzz_fail(const char *file, int line, const char *what) {
     abort();
 }
 
-/* Exactly n bytes of the heap, so that AddressSanitizer sees a read past them. Freed by the caller. */
+/* Exactly n bytes of the heap, so that AddressSanitizer sees a read past them. Freed by the
+ * caller. */
 static inline char *fuzz_copy(struct slice bytes) {
     char *copy = malloc(bytes.n);
     REQUIRE(copy != NULL || bytes.n == 0);
@@ -66,8 +67,8 @@ static inline void fuzz_add(struct fuzz_text *text, struct slice bytes) {
 
 #define FUZZ_PATH_BYTES 64
 
-/* Makes an empty directory of this input's own, in memory where there is /dev/shm: what a file system
- * does is not what is tested. */
+/* Makes an empty directory of this input's own, in memory where there is /dev/shm: what a file
+ * system does is not what is tested. */
 static inline void fuzz_make_dir(char path[FUZZ_PATH_BYTES]) {
     snprintf(path, FUZZ_PATH_BYTES, "/dev/shm/roomkeyd-fuzz-XXXXXX");
     if (mkdtemp(path) != NULL) return;

@@ -8,16 +8,16 @@
  *
  *     alice =secret   -->   alice K7gNU3sdo+OL0wNhqoVWhr3g6s1xYv72ol/pe/Unols=
  *
- * The oracle is a model that reads both files again for every question, with no index and no limit on
- * how slow it may be. It agrees on whether the files are good, on the first line that is not, and on
- * the answer to every question that the words in the files give rise to.
+ * The oracle is a model that reads both files again for every question, with no index and no limit
+ * on how slow it may be. It agrees on whether the files are good, on the first line that is not,
+ * and on the answer to every question that the words in the files give rise to.
  */
 #include "../access.h"
 #include "fuzz.h"
 
 #define QUESTIONS 12 /* words asked about, of each file */
 
-/* ---- The model: lines and words ----------------------------------------------------------------- */
+/* ---- The model: lines and words -------------------------------------------------------------- */
 
 struct line {
     unsigned number;
@@ -53,10 +53,10 @@ static bool is_user(struct slice word) {
     return slice_is_id(word) && !slice_equal(word, SLICE("-"));
 }
 
-/* ---- The model: what makes a file good ------------------------------------------------------------ */
+/* ---- The model: what makes a file good ------------------------------------------------------- */
 
-/* Base64 of 32 bytes, decoded and encoded again in the head of whoever reads this: 43 characters and
- * a '=', and the last of them stands for four bits and two zeros. */
+/* The base64 of 32 bytes (RFC 4648, 4): 43 characters and a '='. The last of the 43 stands for four
+ * bits and two zeros. */
 static bool is_hash(struct slice word) {
     static const char alphabet[] =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -99,7 +99,7 @@ static unsigned first_bad_room(struct slice rooms) {
     return 0;
 }
 
-/* ---- The model: who may what ----------------------------------------------------------------------- */
+/* ---- The model: who may what ----------------------------------------------------------------- */
 
 static bool knows_user(struct slice users, struct slice user, struct slice token) {
     char hash[ACCESS_HASH_CHARS + 1];
@@ -128,7 +128,7 @@ static char room_type(struct slice rooms, struct slice room, struct slice user) 
     return 0;
 }
 
-/* ---- Questions ---------------------------------------------------------------------------------------- */
+/* ---- Questions ------------------------------------------------------------------------------- */
 
 struct words {
     struct slice word[QUESTIONS + 3];
@@ -192,7 +192,7 @@ static void check_refusal(const char *dir, const char *why, const struct files *
     for (const char *p = why; *p != '\0'; p++) REQUIRE(*p >= ' ' && *p <= '~');
 }
 
-/* ---- The target ------------------------------------------------------------------------------------------ */
+/* ---- The target ------------------------------------------------------------------------------ */
 
 /* Writes the file users with hashes in the places of tokens to *text. */
 static void add_hashes(struct fuzz_text *text, struct slice template) {

@@ -7,10 +7,10 @@
  * - Itself. The stream is parsed whole, and cut into pieces of those lengths over and over, in a
  *   buffer that moves with every piece and ends with its last byte. Both ways have to give the same
  *   requests, byte for byte, and the same error at the end.
- * - llhttp, the parser of Node.js, in its strict mode. Of each request that http.c takes, llhttp sees
- *   the same method, target and body, ending at the same byte. What http.c refuses may be anything to
- *   llhttp, but what http.c still waits for must not be a whole request to it. What llhttp refuses
- *   and http.c takes stands in `deliberate`, with the section that says so.
+ * - llhttp, the parser of Node.js, in its strict mode. Of each request that http.c takes, llhttp
+ *   sees the same method, target and body, ending at the same byte. What http.c refuses may be
+ *   anything to llhttp, but what http.c still waits for must not be a whole request to it. What
+ *   llhttp refuses and http.c takes stands in `deliberate`, with the section that says so.
  */
 #include "../http.h"
 #include "fuzz.h"
@@ -42,7 +42,7 @@ static int on_complete(llhttp_t *parser) {
     return HPE_PAUSED;
 }
 
-/* ---- What llhttp refuses and http.c takes ------------------------------------------------------- */
+/* ---- What llhttp refuses and http.c takes ---------------------------------------------------- */
 
 struct refusal {
     const struct http_request *request; /* as http.c takes it */
@@ -130,7 +130,7 @@ static bool is_deliberate(const struct refusal *refusal) {
     return false;
 }
 
-/* ---- The two side by side ---------------------------------------------------------------------- */
+/* ---- The two side by side -------------------------------------------------------------------- */
 
 /* Whether a target as sent has the path and query that the request says. */
 static bool is_same_target(const struct http_request *request, struct slice target) {
@@ -183,7 +183,7 @@ static void compare(const struct http_request *request, struct slice bytes, size
     free(verdict.body.p);
 }
 
-/* ---- http.c, whole and in pieces --------------------------------------------------------------- */
+/* ---- http.c, whole and in pieces ------------------------------------------------------------- */
 
 /* A connection's receiving end, and an account of all that came out of it. */
 struct stream {
@@ -304,8 +304,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct slice input = {(const char *)data + PIECES, size - PIECES};
     struct fuzz_text whole = parse(input, NULL);
     struct fuzz_text in_pieces = parse(input, data);
-    REQUIRE(slice_equal((struct slice){whole.p, whole.n},
-                        (struct slice){in_pieces.p, in_pieces.n}));
+    REQUIRE(
+        slice_equal((struct slice){whole.p, whole.n}, (struct slice){in_pieces.p, in_pieces.n}));
     free(whole.p);
     free(in_pieces.p);
     return 0;
