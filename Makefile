@@ -47,6 +47,7 @@ static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 FLAVOURS := release asan quick tsan clang m32 static fuzz
 FUZZED   := http json request access log
 UNITS    := sha256 table access http api store
+TIMED    := access api
 
 .PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-large m32 tsan clean help
 all: roomkeyd
@@ -117,8 +118,9 @@ WRAP_test_access := $(call wrap,malloc calloc realloc reallocarray read getrando
 static: build/static/roomkeyd
 	@ls -l $<
 
-# A unit's runner prints cmocka's own lines; the first failure stops.
-units: $(UNITS:%=build/asan/tests/test_%)
+# A unit's runner prints cmocka's own lines; the first failure stops. Those that hold the code to times
+# run once more without sanitizers.
+units: $(UNITS:%=build/asan/tests/test_%) $(TIMED:%=build/release/tests/test_%)
 	@set -e; for unit in $^; do echo "$$unit"; $$unit; done
 
 # What the fuzzers have found worth keeping, without a fuzzer.

@@ -11,14 +11,14 @@
  *
  *     CALL FIRST TIMES WHAT        FAULTS='send 3 1 11; pwrite64 2 1 -20; pwrite64 3 1 28'
  *
- * From the FIRST use of CALL on (counted from 1), so many TIMES, it fails with errno WHAT; if that is
- * negative, it succeeds, with a count of no more than -WHAT bytes. FAULTS_REPORT names a file that is
- * kept up to date with how often each call was used and made to fail: a text of fixed size, which
- * survives any end of the process. tests/faults.py drives this.
+ * From the FIRST use of CALL on (counted from 1), so many TIMES, it fails with errno WHAT; if that
+ * is negative, it succeeds, with a count of no more than -WHAT bytes. FAULTS_REPORT names a file
+ * that is mapped and kept up to date with how often each call was used and made to fail (struct
+ * count), so it survives any end of the process. tests/faults.py drives this.
  *
- * What libc calls for itself (the write of an fprintf, the mmap of a malloc) does not come here. Nor
- * does a failed call do anything half: a failed fdatasync has lost nothing. tests/torture.c models what
- * a disk may lose.
+ * What libc calls for itself (the write of an fprintf, the mmap of a malloc) does not come here.
+ * Nor does a failed call do half of its work: a failed fdatasync has lost nothing. What a disk may
+ * lose is in torture.c.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -40,6 +40,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -149,7 +150,7 @@ FOR_GOOD_TOO = {
 # Calls for which EAGAIN is an answer like any other.
 FINAL = {"connect", "flock", "pthread_create"}
 # Calls on behalf of one connection: if one fails, no other connection is to notice.
-OF_A_CONNECTION = {"accept4", "calloc", "epoll_ctl", "malloc", "realloc", "recv", "send", "shutdown"}
+OF_A_CONNECTION = set("accept4 calloc epoll_ctl malloc realloc recv send shutdown".split())
 MOST_REPLIES = 6  # on one connection of the script
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -236,6 +237,16 @@ class Book:
         expect(reply.body == room_info(room, "c", key), f"asked for {room}: {reply}")
         self.note_key(room, key)
 
+    def note_health(self, reply):
+        if reply is None:
+            self.harm.append("no reply about its health")
+        elif (reply.status, reply.body) == (200, b"ok"):
+            expect(not self.is_failed, "a disk that has failed is said to be well")
+        else:
+            expect((reply.status, reply.body) == (503, b"storage failed"), reply)
+            self.harm.append("storage failed")
+            self.is_failed = True
+
     def note_key(self, room, key):
         if room in self.known:
             expect(key == self.known[room], f"{room} had {self.known[room]!r}, has {key!r}")
@@ -269,8 +280,8 @@ class Connection(Client):
     def guard(self, work):
         try:
             return work()
-        except ConnectionRefusedError as error:
-            raise Violation("connection refused") from error
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            raise Violation(f"it does not listen: {error}") from error
         except ConnectionError as error:
             raise Lost from error
         except TimeoutError as error:
@@ -353,7 +364,7 @@ class Run:
             self.server.send_signal(signal.SIGTERM)
         try:
             code = self.server.process.wait(HANG_S)
-        except Exception as error:
+        except subprocess.TimeoutExpired as error:
             raise Violation(f"it did not stop in {HANG_S} s") from error
         failed = any("sets are refused until restart" in line for line in self.server.stderr.all())
         expect(code == (1 if failed else 0), "exit code", code)
@@ -390,16 +401,14 @@ class Run:
     def health(self):
         """Also a barrier: what was sent to the server before has been looked at since."""
         (reply,) = self.ask(self.tcp, HEALTHZ)
-        if reply is None or (reply.status, reply.body) != (200, b"ok"):
-            self.book.harm.append(f"health: {reply}")
-            expect(reply is None or (reply.status, reply.body) == (503, b"storage failed"), reply)
-            self.book.is_failed = reply is not None
+        self.book.note_health(reply)
 
     def pipeline(self):
         """Sets and reads of rooms in one segment: replies in order, each after the one before."""
-        questions = [self.book.set_request("r1", "a"), info_request("r1"),
-                     set_request("r1", "b"), self.book.set_request("r2", "c"), info_request("old0"), info_request("r2")]
-        replies = self.ask(self.tcp, *questions)
+        replies = self.ask(
+            self.tcp, self.book.set_request("r1", "a"), info_request("r1"),
+            self.book.set_request("r1", "b"), self.book.set_request("r2", "c"),
+            info_request("old0"), info_request("r2"))
         self.book.note_set("r1", "a", replies[0])
         self.book.note_info("r1", replies[1])
         self.book.note_set("r1", "b", replies[2])
@@ -475,7 +484,7 @@ class Run:
             pass
 
     def reload(self):
-        """A room more: it is there in the end, or a message says why not, and the next try works."""
+        """A room more: it is there in the end, or a message says why not; twice at most."""
         self.write_rooms(*ROOMS, *OLD, LATE_ROOM)
         for _ in range(2):
             said = len(self.failed_reloads())
@@ -691,8 +700,8 @@ class Plan:
         writes = range(1, self.used[False]["pwrite64"] + 1)
         half = [(Fault("pwrite64", n, ONCE, BYTES_20), Fault("pwrite64", n + 1, ONCE, errno.ENOSPC))
                 for n in writes]  # as a disk fills up
-        uncut = [(Fault("pwrite64", n, ONCE, errno.ENOSPC), Fault("ftruncate64", 2, ONCE, errno.EIO))
-                 for n in writes]  # the first one cuts the torn tail
+        cut = Fault("ftruncate64", 2, ONCE, errno.EIO)  # the first one cuts the torn tail
+        uncut = [(Fault("pwrite64", n, ONCE, errno.ENOSPC), cut) for n in writes]
         unclean = [(Fault("pwrite64", 1, ONCE, errno.EIO), Fault("unlinkat", 1, ONCE, errno.EROFS))]
         return [(False, faults) for faults in half + uncut + unclean]
 
@@ -775,9 +784,14 @@ def endless(plan, luck):
 
 def repeat(plan, faults, is_birth):
     """One run, told in detail."""
-    run, report = plan.live(faults, is_birth)
+    try:
+        run, report = plan.live(faults, is_birth)
+    except Violation:
+        return 1
     print("failed:", {call: failed for call, (_, failed) in report.items() if failed})
     print("noticed:", run.book.harm)
+    shutil.rmtree(plan.directory)
+    return 0
 
 
 def main():
@@ -787,8 +801,7 @@ def main():
     luck, plan = random.Random(seed), Plan(directory)
     plan.measure()
     if "FAULTS" in os.environ:
-        repeat(plan, parse_faults(os.environ["FAULTS"]), "BIRTH" in os.environ)
-        return 0
+        return repeat(plan, parse_faults(os.environ["FAULTS"]), "BIRTH" in os.environ)
 
     runs = in_order(plan.singles() + plan.together(), luck)
     measured = plan.runs

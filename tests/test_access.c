@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -680,6 +681,41 @@ static void loads_the_repositorys_data(void **state) {
     access_free(access);
 }
 
+/* Under a second of processor time; sanitizers and builds without optimization are given more. */
+#if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define MILLION_MAX_S 1.0
+#else
+#define MILLION_MAX_S 30.0
+#endif
+
+static void loads_a_million_rooms(void **state) {
+    enum { ROOMS = 1000000, LINE_BYTES = 32 };
+    (void)state;
+    char *rooms = malloc((size_t)ROOMS * LINE_BYTES), room[LINE_BYTES];
+    assert_non_null(rooms);
+    size_t size = 0;
+    for (int i = 0; i < ROOMS; i++)
+        size += (size_t)sprintf(rooms + size, i % 2 ? "r%07d c\n" : "r%07d d alice bob\n", i);
+    write_file("rooms", (struct slice){rooms, size});
+    write_file("users", SLICE(""));
+    free(rooms);
+
+    char why[512] = "";
+    clock_t begin = clock();
+    struct access *access = access_load(fake.dir, why, sizeof why);
+    double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
+    if (access == NULL) fail_msg("%s", why);
+    print_message("            %.3f s for a million rooms\n", seconds);
+    for (int i = 0; i < ROOMS; i += 997) {
+        sprintf(room, "r%07d", i);
+        assert_int_equal(type(access, room, "bob"), i % 2 ? 'c' : 'd');
+        assert_int_equal(type(access, room, "carol"), i % 2 ? 'c' : 0);
+    }
+    assert_int_equal(type(access, "r1000000", "bob"), 0);
+    access_free(access);
+    assert_true(seconds < MILLION_MAX_S);
+}
+
 #define TEST(function) cmocka_unit_test_setup(function, reset_fakes)
 
 int main(void) {
@@ -693,6 +729,7 @@ int main(void) {
         TEST(finds_any_number_of_members),
         TEST(finds_ten_thousand_members),
         TEST(finds_many_rooms),
+        TEST(loads_a_million_rooms),
         TEST(answers_by_bytes_not_by_hashes),
         TEST(passes_over_what_says_nothing),
         TEST(accepts_empty_files),

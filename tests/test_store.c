@@ -557,7 +557,7 @@ static void lines_have_one_spelling(void **state) {
         {"14\tS\t18446744073709551615\t-\tr\tk", LOG_VALID},
         {"ffffffffffffffff\tS\t1\tu\tr\tk", LOG_VALID},
         {"14\t-", LOG_VALID},
-        {"14\t-\t", LOG_VALID},
+        {"14\t-\t", LOG_BAD_FIELDS},
         {"14\t-\t1", LOG_BAD_FIELDS},
         {"014\tS\t1\tu\tr\tk", LOG_BAD_FIELDS},
         {"0\tS\t1\tu\tr\tk", LOG_BAD_FIELDS},
