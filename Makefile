@@ -82,6 +82,10 @@ build/$(1)/tests/test_api: build/$(1)/tests/test_api.o build/$(1)/http.o build/$
 build/$(1)/tests/torture: $$(patsubst %,build/$(1)/%.o,tests/torture store log table)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_torture) $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
 
+# The whole server, whose system calls fail on demand.
+build/$(1)/tests/faults: build/$(1)/tests/faults.o $$($(1)_OBJECTS)
+	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_faults) $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
+
 # A log past 4 GiB, where 32 bits end; likewise.
 build/$(1)/tests/large_log: $$(patsubst %,build/$(1)/%.o,tests/large_log store log table)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
@@ -111,6 +115,10 @@ WRAP_test_api    := $(call wrap,malloc)
 WRAP_test_table  := $(call wrap,calloc free)
 WRAP_test_store  := $(call wrap,pwrite64 pread64 fdatasync fsync ftruncate64 open64 openat64 renameat \
                     flock eventfd pthread_create getrandom malloc calloc realloc)
+WRAP_faults      := $(call wrap,pwrite64 pread64 read fdatasync fsync ftruncate64 open64 openat64 renameat \
+                    unlinkat unlink flock fstat64 lstat64 eventfd eventfd_write epoll_create1 epoll_ctl \
+                    epoll_wait socket setsockopt bind listen getsockname connect accept4 recv send \
+                    shutdown pthread_create getrandom malloc calloc realloc reallocarray)
 WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 open64 openat64 renameat unlinkat)
 WRAP_test_access := $(call wrap,malloc calloc realloc reallocarray read getrandom table_hash)
 
@@ -143,8 +151,9 @@ fuzz: $(FUZZED:%=build/fuzz/fuzz_%)
 # $(1): the flavour that is put to the whole-server tests.
 pytest = ROOMKEYD=build/$(1)/roomkeyd ROOMKEYD_QUICK=build/quick/roomkeyd \
          ROOMKEYD_RELEASE=build/release/roomkeyd ROOMKEYD_STATIC=build/static/roomkeyd \
+         ROOMKEYD_FAULTS=build/asan/tests/faults \
          $(PYTHON) -m pytest -q -p no:cacheprovider
-BINARIES := build/quick/roomkeyd build/release/roomkeyd build/static/roomkeyd
+BINARIES := build/quick/roomkeyd build/release/roomkeyd build/static/roomkeyd build/asan/tests/faults
 
 server: build/asan/roomkeyd $(BINARIES)
 	$(call pytest,asan) tests
@@ -164,13 +173,14 @@ tsan: build/tsan/tests/test_store build/tsan/roomkeyd $(BINARIES)
 	build/tsan/tests/test_store
 	$(call pytest,tsan) --ignore=tests/test_faults.py tests
 
-# What could lose a key: crash states, kills under load, a log past 4 GiB. SECONDS= is the budget of
+# What could lose a key: crash states, kills under load, failing calls, a log past 4 GiB. SECONDS= is the budget of
 # all but the last, SEED= repeats a run.
 torture: torture-timed torture-large
 
-torture-timed: build/release/tests/torture build/release/roomkeyd
-	SECONDS=$$(($(SECONDS) / 2)) SEED=$(SEED) build/release/tests/torture
-	SECONDS=$$(($(SECONDS) / 2)) SEED=$(SEED) ROOMKEYD=build/release/roomkeyd $(PYTHON) tests/torture.py
+torture-timed: build/release/tests/torture build/release/roomkeyd build/asan/tests/faults
+	SECONDS=$$(($(SECONDS) / 3)) SEED=$(SEED) build/release/tests/torture
+	SECONDS=$$(($(SECONDS) / 3)) SEED=$(SEED) ROOMKEYD=build/release/roomkeyd $(PYTHON) tests/torture.py
+	SECONDS=$$(($(SECONDS) / 3)) SEED=$(SEED) ROOMKEYD_FAULTS=build/asan/tests/faults $(PYTHON) tests/faults.py
 
 torture-large: build/release/tests/large_log build/m32/tests/large_log
 	build/release/tests/large_log build/large

@@ -90,6 +90,7 @@ static int inspect_and_salvage(const struct arguments *arguments,
     inspection->context = &salvage;
     int result = fputs(LOG_FIRST_LINE, salvage.file) < 0 ? -1 : 0;
     if (result == 0) result = store_inspect(arguments->dir, inspection, why, WHY_BYTES);
+    inspection->context = NULL; /* the salvage lives no longer than this call */
     if (result == 0 && finish_salvage(&salvage) < 0) {
         snprintf(why, WHY_BYTES, "%s: %s", arguments->salvage, strerror(errno));
         result = -1;
@@ -145,8 +146,9 @@ static int check(const struct arguments *arguments) {
 
 static void print_field(const char *before, struct slice text) {
     char string[API_JSON_STRING_BYTES(ID_MAX_BYTES)];
+    size_t size = api_json_string(text, string);
     fputs(before, stdout);
-    fwrite(string, 1, api_json_string(text, string), stdout);
+    fwrite(string, 1, size, stdout);
 }
 
 /* The date of http_date in the order of ISO 8601. */

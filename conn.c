@@ -88,7 +88,7 @@ struct conn {
 
 /* Milliseconds that a connection may stay in a state; -1 for ever. */
 static int64_t duration_ms(const struct conns *conns, enum conn_state state) {
-    switch (state) {
+    switch (state) { /* NOLINT(bugprone-branch-clone): equal values, but different constants */
     case CONN_IDLE: return conns->is_draining ? 0 : CONN_IDLE_MS;
     case CONN_HEAD: return CONN_HEAD_MS;
     case CONN_BODY: return CONN_BODY_MS;
@@ -483,15 +483,17 @@ void conns_write(struct conns *conns) {
 /* ------------------------------------------------------------------------ phase: close */
 
 unsigned conns_free_closed(struct conns *conns) {
-    struct conn *conn;
+    struct conn *conn = conns->lists[CONN_CLOSED].first;
     unsigned freed = 0;
-    while ((conn = conns->lists[CONN_CLOSED].first) != NULL) {
-        list_remove(&conns->lists[CONN_CLOSED], conn);
+    conns->lists[CONN_CLOSED] = (struct conn_list){NULL, NULL};
+    while (conn) {
+        struct conn *next = conn->next;
         conns->refusal_count -= conn->is_refusal;
         close(conn->source.fd);
         free(conn->in);
         free(conn->out);
         free(conn);
+        conn = next;
         freed++;
     }
     conns->count -= freed;

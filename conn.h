@@ -12,7 +12,7 @@
 #include <time.h>
 
 /* Everything that epoll reports on begins with one of these. */
-enum source_kind { SOURCE_LISTENER, SOURCE_CONN, SOURCE_STORE, SOURCE_RELOAD };
+enum source_kind { SOURCE_LISTENER, SOURCE_CONN, SOURCE_STORE, SOURCE_SIGNAL };
 struct source {
     enum source_kind kind;
     int fd;

@@ -1,7 +1,7 @@
 /*
  * listen.c: listening sockets.
  *
- *     text --parse_address--> struct address --bind_and_listen--> descriptor --listen_name--> text
+ *     text --parse_address--> struct address --bind_and_listen--> descriptor --describe--> text
  *
  * It knows addresses and Unix socket files, and neither epoll nor connections. What it refuses: host
  * names (which address would be meant is the operator's to say) and ports past 65535.
@@ -94,6 +94,32 @@ static int bind_and_listen(int fd, const struct address *address) {
     return result < 0 ? -1 : listen(fd, LISTEN_BACKLOG);
 }
 
+/* Fills in all that a listener remembers of its address. */
+static int describe(struct listener *listener, int fd, struct address *address) {
+    char host[INET6_ADDRSTRLEN];
+    struct stat status;
+    switch (address->any.ss_family) {
+    case AF_UNIX:
+        if (lstat(address->un.sun_path, &status) < 0) return -1;
+        memcpy(listener->unix_path, address->un.sun_path, sizeof listener->unix_path);
+        listener->unix_dev = status.st_dev;
+        listener->unix_ino = status.st_ino;
+        snprintf(listener->name, sizeof listener->name, "unix:%s", listener->unix_path);
+        return 0;
+    case AF_INET6:
+        if (getsockname(fd, (struct sockaddr *)&address->any, &address->size) < 0) return -1;
+        inet_ntop(AF_INET6, &address->in6.sin6_addr, host, sizeof host);
+        snprintf(listener->name, sizeof listener->name, "[%s]:%u", host,
+                 ntohs(address->in6.sin6_port));
+        return 0;
+    default:
+        if (getsockname(fd, (struct sockaddr *)&address->any, &address->size) < 0) return -1;
+        inet_ntop(AF_INET, &address->in.sin_addr, host, sizeof host);
+        snprintf(listener->name, sizeof listener->name, "%s:%u", host, ntohs(address->in.sin_port));
+        return 0;
+    }
+}
+
 bool listen_is_address(const char *text) {
     struct address address;
     return parse_address(text, &address);
@@ -108,37 +134,14 @@ int listen_open(struct listener *listener, const char *text) {
     *listener = (struct listener){.fd = -1};
     int fd = socket(address.any.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return -1;
-    if (bind_and_listen(fd, &address) < 0) {
+    if (bind_and_listen(fd, &address) < 0 || describe(listener, fd, &address) < 0) {
         int error = errno;
         close(fd);
         errno = error;
         return -1;
     }
     listener->fd = fd;
-    struct stat status;
-    if (address.any.ss_family == AF_UNIX && lstat(address.un.sun_path, &status) == 0) {
-        memcpy(listener->unix_path, address.un.sun_path, sizeof listener->unix_path);
-        listener->unix_dev = status.st_dev;
-        listener->unix_ino = status.st_ino;
-    }
     return 0;
-}
-
-void listen_name(const struct listener *listener, char name[LISTEN_NAME_BYTES]) {
-    struct address address = {.size = sizeof address.any};
-    char host[INET6_ADDRSTRLEN] = "?";
-    if (listener->unix_path[0]) {
-        snprintf(name, LISTEN_NAME_BYTES, "unix:%s", listener->unix_path);
-        return;
-    }
-    getsockname(listener->fd, (struct sockaddr *)&address.any, &address.size);
-    if (address.any.ss_family == AF_INET6) {
-        inet_ntop(AF_INET6, &address.in6.sin6_addr, host, sizeof host);
-        snprintf(name, LISTEN_NAME_BYTES, "[%s]:%u", host, ntohs(address.in6.sin6_port));
-    } else {
-        inet_ntop(AF_INET, &address.in.sin_addr, host, sizeof host);
-        snprintf(name, LISTEN_NAME_BYTES, "%s:%u", host, ntohs(address.in.sin_port));
-    }
 }
 
 void listen_close(struct listener *listener) {

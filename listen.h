@@ -8,11 +8,14 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#define LISTEN_NAME_BYTES 128
+
 struct listener {
     int fd;                                                    /* non-blocking, close-on-exec */
     char unix_path[sizeof((struct sockaddr_un *)0)->sun_path]; /* "" for TCP */
     dev_t unix_dev;
-    ino_t unix_ino; /* to unlink at the end only what is still ours */
+    ino_t unix_ino;               /* to unlink at the end only what is still ours */
+    char name[LISTEN_NAME_BYTES]; /* the address as listen_open would take it, with the real port */
 };
 
 /* Whether text is ADDR:PORT, [ADDR]:PORT (numeric, port 0 for any free one) or unix:PATH. */
@@ -22,10 +25,6 @@ bool listen_is_address(const char *text);
  * answers is not; nor is a file that is no socket. An IPv6 address takes IPv6 alone, so that it and
  * its IPv4 twin can be given together. Returns 0, or -1 with errno set. */
 int listen_open(struct listener *listener, const char *text);
-
-/* Writes the address listened on, with the real port, as listen_open would take it. */
-#define LISTEN_NAME_BYTES 128
-void listen_name(const struct listener *listener, char name[LISTEN_NAME_BYTES]);
 
 /* Closes a listener; a Unix socket's path is unlinked. */
 void listen_close(struct listener *listener);

@@ -16,8 +16,10 @@
  *      `- the only place that sleeps
  *
  * Three threads at most: this one; the store's committer, which wakes it through an eventfd; and
- * while users and rooms are reread, one that does that. All three block all signals, but for this
- * one while it waits. What the threads share is in store.c and struct reload.
+ * while users and rooms are reread, one that does that. What they share is in store.c and struct
+ * reload. Signals are blocked in all of them and read from a descriptor like everything else: a
+ * handler would need global state, and Linux lets no signal into a wait that finds events at once, so
+ * a server that is never idle could not be stopped.
  *
  * To read the server from here: conn.c drives a connection, http.c parses it, api.c answers, access.c
  * says who may, store.c keeps.
@@ -35,13 +37,14 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #define DRAIN_MS            10000 /* after SIGTERM, to finish what is in flight */
 #define ACCEPT_REST_MS      1000  /* without descriptors, before the listeners try again */
+#define RELOAD_RECHECK_MS   20    /* while users and rooms are reread: whether that is done */
 #define EVENTS_PER_PASS     256
 #define ACCEPTS_PER_PASS    256
 #define LISTENERS_MAX       16
@@ -56,7 +59,6 @@ struct listening {
 
 /* A running reread of users and rooms. */
 struct reload {
-    struct source source; /* an eventfd: the thread is done */
     const char *dir;
     pthread_t thread;
     bool is_running, is_wanted;
@@ -82,14 +84,11 @@ struct server {
     int64_t round_ms; /* when the events of a round of waits began to be counted */
     unsigned round_events;
     int64_t drain_until_ms;
-    struct source store_source;
+    struct source store_source, signal_source;
     struct store *store;
     struct access *access;
     struct reload reload;
 };
-
-/* The only global state: what signal handlers say. */
-static volatile sig_atomic_t stop_signals, reload_signals;
 
 static int64_t monotonic_ms(void) {
     struct timespec now;
@@ -139,11 +138,17 @@ static bool accept_conns(struct server *server, int listening_fd) {
         }
         switch (errno) {
         case EAGAIN: return false;
-        case EMFILE:
-        case ENFILE:
-        case ENOBUFS:
-        case ENOMEM: rest_listeners(server, strerror(errno)); return false;
-        default: break; /* this connection's trouble (accept(2) lists many); the next may be well */
+        case EINTR:
+        case ECONNABORTED:
+        case EPROTO:
+        case ENOPROTOOPT:
+        case EOPNOTSUPP:
+        case ENETDOWN:
+        case ENETUNREACH:
+        case EHOSTDOWN:
+        case EHOSTUNREACH:
+        case ENONET: break; /* this connection's trouble (accept(2)); the next may be well */
+        default: rest_listeners(server, strerror(errno)); return false;
         }
     }
     return true;
@@ -154,7 +159,6 @@ static bool accept_conns(struct server *server, int listening_fd) {
 static void *reload_main(void *argument) {
     struct reload *reload = argument;
     reload->access = access_load(reload->dir, reload->why, sizeof reload->why);
-    eventfd_write(reload->source.fd, 1);
     return NULL;
 }
 
@@ -170,8 +174,7 @@ static void start_reload(struct server *server) {
 
 static void finish_reload(struct server *server) {
     struct reload *reload = &server->reload;
-    if (!reload->is_running) return;
-    pthread_join(reload->thread, NULL);
+    if (!reload->is_running || pthread_tryjoin_np(reload->thread, NULL) != 0) return;
     reload->is_running = false;
     if (reload->access) {
         access_free(server->access);
@@ -209,6 +212,8 @@ static int sleep_ms(struct server *server, int64_t now_ms) {
     if (server->is_resting && server->rest_until_ms < wake_ms) wake_ms = server->rest_until_ms;
     if (server->conns.is_draining && server->drain_until_ms < wake_ms)
         wake_ms = server->drain_until_ms;
+    if (server->reload.is_running && now_ms + RELOAD_RECHECK_MS < wake_ms)
+        wake_ms = now_ms + RELOAD_RECHECK_MS;
     if (wake_ms == INT64_MAX) return -1;
     return wake_ms <= now_ms ? 0 : (int)(wake_ms - now_ms);
 }
@@ -226,18 +231,16 @@ static void move_horizon(struct server *server, int64_t asked_ms, int n) {
     server->round_events = 0;
 }
 
-/* Waits for events; signals arrive here and nowhere else. Returns the number of events. */
-static int wait_for_events(struct server *server, struct epoll_event *events,
-                           const sigset_t *mask) {
+/* The only place that sleeps. Returns the number of events. */
+static int wait_for_events(struct server *server, struct epoll_event *events) {
     int64_t asked_ms = monotonic_ms();
-    int n = epoll_pwait(server->conns.epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server, asked_ms),
-                        mask);
+    int n = epoll_wait(server->conns.epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server, asked_ms));
     if (n < 0 && errno != EINTR) {
         fprintf(stderr, "roomkeyd: epoll_wait: %s\n", strerror(errno));
         abort(); /* EBADF, EFAULT or EINVAL: a defect of this program */
     }
     server->conns.now_ms = monotonic_ms();
-    if (n < 0) return 0; /* a signal, and nobody was asked */
+    if (n < 0) return 0; /* a debugger, and nobody was asked */
     move_horizon(server, asked_ms, n);
     return n;
 }
@@ -248,11 +251,20 @@ static void collect_commits(struct server *server) {
 }
 
 static void handle_signals(struct server *server) {
-    if (reload_signals) {
-        reload_signals = 0;
-        start_reload(server);
+    struct signalfd_siginfo signal;
+    while (read(server->signal_source.fd, &signal, sizeof signal) == (ssize_t)sizeof signal) {
+        if (signal.ssi_signo == SIGHUP)
+            start_reload(server);
+        else if (!server->conns.is_draining)
+            start_draining(server);
+        else
+            _exit(1); /* asked twice: at once. What was acknowledged is on disk. */
     }
-    if (stop_signals && !server->conns.is_draining) start_draining(server);
+}
+
+/* What only time brings about. */
+static void handle_time(struct server *server) {
+    finish_reload(server);
     if (server->is_resting && server->conns.now_ms >= server->rest_until_ms) wake_listeners(server);
 }
 
@@ -261,7 +273,7 @@ static void handle_events(struct server *server, const struct epoll_event *event
         struct source *source = events[i].data.ptr;
         if (source->kind == SOURCE_LISTENER && !server->conns.is_draining)
             accept_conns(server, source->fd);
-        if (source->kind == SOURCE_RELOAD) finish_reload(server);
+        if (source->kind == SOURCE_SIGNAL) handle_signals(server);
     }
     for (int i = 0; i < n; i++) {
         struct source *source = events[i].data.ptr;
@@ -277,12 +289,12 @@ static bool is_finished(const struct server *server) {
 }
 
 /* Serves until a signal has stopped it and what was in flight is done. */
-static void run(struct server *server, const sigset_t *mask) {
+static void run(struct server *server) {
     struct epoll_event events[EVENTS_PER_PASS];
     while (!is_finished(server)) {
-        int n = wait_for_events(server, events, mask);
+        int n = wait_for_events(server, events);
         collect_commits(server);
-        handle_signals(server);
+        handle_time(server);
         handle_events(server, events, n);
         conns_check_deadlines(&server->conns);
         store_hand_over(server->store);
@@ -319,40 +331,32 @@ static int open_listeners(struct server *server) {
 
 /* Says where the server listens, now that it does. */
 static void print_ready_lines(const struct server *server) {
-    for (int i = 0; i < server->listening_count; i++) {
-        char name[LISTEN_NAME_BYTES];
-        listen_name(&server->listening[i].listener, name);
-        printf("roomkeyd: listening on %s\n", name);
-    }
+    for (int i = 0; i < server->listening_count; i++)
+        printf("roomkeyd: listening on %s\n", server->listening[i].listener.name);
     fflush(stdout);
 }
 
-static void on_signal(int signal) {
-    if (signal == SIGHUP) {
-        reload_signals = 1;
-    } else {
-        if (stop_signals) _exit(1); /* asked twice: at once. What was acknowledged is on disk. */
-        stop_signals = 1;
-    }
+static sigset_t handled_signals(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    return set;
 }
 
-/* Installs the handlers. The signals stay blocked, also in all threads made later, but while the loop
- * waits with the mask given back here. */
-static void prepare_signals(sigset_t *while_waiting) {
-    sigset_t handled;
-    struct sigaction action = {.sa_handler = on_signal};
-    static const int signals[] = {SIGTERM, SIGINT, SIGHUP};
-    sigemptyset(&handled);
-    sigfillset(&action.sa_mask);
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
-        sigaddset(&handled, signals[i]);
-        sigaction(signals[i], &action, NULL);
-    }
-    pthread_sigmask(SIG_BLOCK, &handled, while_waiting);
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-        sigdelset(while_waiting, signals[i]);
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which the store handles */
+/* From now on the signals come to the loop. Until then, and when it is over, they end the process as
+ * they do by default: a long replay and a stuck disk can be left. */
+static int watch_signals(struct server *server) {
+    sigset_t set = handled_signals();
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    server->signal_source = (struct source){SOURCE_SIGNAL, fd};
+    if (fd >= 0 &&
+        source_watch(server->conns.epoll_fd, &server->signal_source, EPOLL_CTL_ADD, EPOLLIN))
+        return 0;
+    fprintf(stderr, "roomkeyd: signalfd: %s\n", strerror(errno));
+    return -1;
 }
 
 /* Raises the descriptor limit as far as it goes, and lowers the connection limit to what it leaves. */
@@ -381,17 +385,15 @@ static int start(struct server *server) {
     conns->api = (struct api){.access = server->access, .store = server->store};
     conns->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     server->store_source = (struct source){SOURCE_STORE, store_event_fd(server->store)};
-    server->reload.source = (struct source){SOURCE_RELOAD, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
     server->reload.dir = server->options.dir;
     /* Edge-triggered: a count that only ever grows needs no read to be ready again. */
     uint32_t edge = EPOLLIN | EPOLLET;
-    if (conns->epoll_fd < 0 || server->reload.source.fd < 0 ||
-        !source_watch(conns->epoll_fd, &server->store_source, EPOLL_CTL_ADD, edge) ||
-        !source_watch(conns->epoll_fd, &server->reload.source, EPOLL_CTL_ADD, edge)) {
+    if (conns->epoll_fd < 0 ||
+        !source_watch(conns->epoll_fd, &server->store_source, EPOLL_CTL_ADD, edge)) {
         fprintf(stderr, "roomkeyd: epoll: %s\n", strerror(errno));
         return -1;
     }
-    return open_listeners(server);
+    return watch_signals(server) < 0 ? -1 : open_listeners(server);
 }
 
 /* Undoes start, however far that came. Returns whether the disk has never failed. */
@@ -404,7 +406,7 @@ static bool stop(struct server *server) {
     }
     bool is_sound = !server->store || store_close(server->store) == 0;
     access_free(server->access);
-    if (server->reload.source.fd >= 0) close(server->reload.source.fd);
+    if (server->signal_source.fd >= 0) close(server->signal_source.fd);
     if (server->conns.epoll_fd >= 0) close(server->conns.epoll_fd);
     return is_sound;
 }
@@ -412,21 +414,22 @@ static bool stop(struct server *server) {
 /* The main job. Returns the process's exit code. */
 static int serve(const struct options *options) {
     struct server *server = calloc(1, sizeof *server);
-    sigset_t while_waiting;
+    sigset_t set = handled_signals();
     if (!server) {
         fprintf(stderr, "roomkeyd: out of memory\n");
         return 1;
     }
     server->options = *options;
-    server->conns.epoll_fd = server->reload.source.fd = -1;
+    server->conns.epoll_fd = server->signal_source.fd = -1;
     fit_limits(&server->options);
-    prepare_signals(&while_waiting);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which the store handles */
     bool has_started = start(server) == 0;
     if (has_started) {
         print_ready_lines(server);
-        run(server, &while_waiting);
-        pthread_sigmask(SIG_SETMASK, &while_waiting, NULL); /* a stuck disk can be left, too */
+        run(server);
     }
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     bool is_sound = stop(server);
     free(server);
     return has_started && is_sound ? 0 : 1;

@@ -49,7 +49,7 @@ static void store(unsigned char *p, uint32_t x) {
 static void compress(uint32_t H[8], const unsigned char *block, size_t count) {
     for (; count > 0; count--, block += BLOCK_BYTES) {
         uint32_t W[64];
-        for (int t = 0; t < 16; t++) W[t] = load(block + 4 * t);
+        for (size_t t = 0; t < 16; t++) W[t] = load(block + 4 * t);
         for (int t = 16; t < 64; t++) {
             uint32_t sigma0 = rotr(W[t - 15], 7) ^ rotr(W[t - 15], 18) ^ W[t - 15] >> 3;
             uint32_t sigma1 = rotr(W[t - 2], 17) ^ rotr(W[t - 2], 19) ^ W[t - 2] >> 10;

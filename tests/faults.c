@@ -55,7 +55,7 @@ static const char *const names[CALLS] = {
     [RENAMEAT] = "renameat", [UNLINKAT] = "unlinkat", [UNLINK] = "unlink", [FLOCK] = "flock",
     [FSTAT] = "fstat64", [LSTAT] = "lstat64", [EVENTFD] = "eventfd",
     [EVENTFD_WRITE] = "eventfd_write", [EPOLL_CREATE] = "epoll_create1", [EPOLL_CTL] = "epoll_ctl",
-    [EPOLL_WAIT] = "epoll_pwait", [SOCKET] = "socket", [SETSOCKOPT] = "setsockopt", [BIND] = "bind",
+    [EPOLL_WAIT] = "epoll_wait", [SOCKET] = "socket", [SETSOCKOPT] = "setsockopt", [BIND] = "bind",
     [LISTEN] = "listen", [GETSOCKNAME] = "getsockname", [CONNECT] = "connect", [ACCEPT] = "accept4",
     [RECV] = "recv", [SEND] = "send", [SHUTDOWN] = "shutdown", [THREAD_CREATE] = "pthread_create",
     [GETRANDOM] = "getrandom", [MALLOC] = "malloc", [CALLOC] = "calloc", [REALLOC] = "realloc",
@@ -134,7 +134,7 @@ extern __typeof__(eventfd) __real_eventfd;
 extern __typeof__(eventfd_write) __real_eventfd_write;
 extern __typeof__(epoll_create1) __real_epoll_create1;
 extern __typeof__(epoll_ctl) __real_epoll_ctl;
-extern __typeof__(epoll_pwait) __real_epoll_pwait;
+extern __typeof__(epoll_wait) __real_epoll_wait;
 extern __typeof__(socket) __real_socket;
 extern __typeof__(setsockopt) __real_setsockopt;
 extern __typeof__(listen) __real_listen;
@@ -219,9 +219,8 @@ int __wrap_epoll_ctl(int epoll_fd, int operation, int fd, struct epoll_event *ev
     return fails(EPOLL_CTL) ? -1 : __real_epoll_ctl(epoll_fd, operation, fd, event);
 }
 
-int __wrap_epoll_pwait(int epoll_fd, struct epoll_event *events, int max, int timeout_ms,
-                       const sigset_t *mask) {
-    return fails(EPOLL_WAIT) ? -1 : __real_epoll_pwait(epoll_fd, events, max, timeout_ms, mask);
+int __wrap_epoll_wait(int epoll_fd, struct epoll_event *events, int max, int timeout_ms) {
+    return fails(EPOLL_WAIT) ? -1 : __real_epoll_wait(epoll_fd, events, max, timeout_ms);
 }
 
 int __wrap_socket(int domain, int type, int protocol) {

@@ -5,6 +5,7 @@ that nothing is overwritten that is not the server's own, that a reload changes 
 that running out of descriptors costs neither the server's life nor a whole processor.
 """
 
+import contextlib
 import os
 import re
 import resource
@@ -18,28 +19,9 @@ import time
 import pytest
 
 from server import (
-    BOB_FIELDS,
-    HEALTHZ,
-    INVALID_ROOM,
-    ROOMS,
-    SUCCESS,
-    TIMEOUT_S,
-    UNAUTHORIZED,
-    USERS,
-    Client,
-    binary,
-    has_ipv6,
-    hash_token,
-    in_threads,
-    info_request,
-    port_on_both_families,
-    request,
-    room_info,
-    run,
-    set_request,
-    tool,
-    wait_until,
-    write_data,
+    BOB_FIELDS, HEALTHZ, INVALID_ROOM, ROOMS, SUCCESS, TIMEOUT_S, UNAUTHORIZED, USERS, Client,
+    binary, has_ipv6, hash_token, in_threads, info_request, port_on_both_families, request,
+    room_info, run, set_request, tool, wait_until, write_data,
 )
 
 LOCAL = "127.0.0.1:0"
@@ -427,6 +409,39 @@ def never_read(client):
         sent += client.socket.send(requests[sent % (len(requests) // 200) :])
         assert sent < 200_000_000, "the server reads on and on"
     return sent
+
+
+def test_a_server_that_is_never_idle_can_be_stopped(server):
+    """Signals come through although every wait finds events at once."""
+    over = threading.Event()
+    received = []
+
+    def flood(_):
+        with contextlib.suppress(OSError), server.client() as client:
+            reader = threading.Thread(target=drop_replies, args=(client,), daemon=True)
+            reader.start()
+            while not over.is_set():
+                client.send(HEALTHZ * 200)
+
+    def drop_replies(client):
+        with contextlib.suppress(OSError):
+            while data := client.socket.recv(1 << 20):
+                received.append(len(data))
+
+    def refuses():
+        try:
+            server.client().close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    with in_threads(flood, range(4)):
+        try:
+            wait_until(lambda: sum(received) > 50_000_000, "the flood")
+            server.send_signal(signal.SIGTERM)
+            wait_until(refuses, "the listener to close")
+        finally:
+            over.set()
 
 
 def test_a_second_signal_stops_it_at_once(serve):
