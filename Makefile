@@ -178,9 +178,14 @@ tsan: build/tsan/tests/test_store build/tsan/roomkeyd $(BINARIES)
 torture: torture-timed torture-large
 
 torture-timed: build/release/tests/torture build/release/roomkeyd build/asan/tests/faults
-	SECONDS=$$(($(SECONDS) / 3)) SEED=$(SEED) build/release/tests/torture
-	SECONDS=$$(($(SECONDS) / 3)) SEED=$(SEED) ROOMKEYD=build/release/roomkeyd $(PYTHON) tests/torture.py
-	SECONDS=$$(($(SECONDS) / 3)) SEED=$(SEED) ROOMKEYD_FAULTS=build/asan/tests/faults $(PYTHON) tests/faults.py
+	@mkdir -p build/torture
+	@export SECONDS=$$(($(SECONDS) / 3)) SEED=$(SEED) ROOMKEYD=build/release/roomkeyd \
+	    ROOMKEYD_FAULTS=build/asan/tests/faults; part() { \
+	    echo "$$2 $$3, $$SECONDS s"; SECONDS=$$SECONDS $$2 $$3 >build/torture/$$1.log 2>&1 || \
+	    { cat build/torture/$$1.log; exit 1; }; }; \
+	part 1 build/release/tests/torture && part 2 $(PYTHON) tests/torture.py && \
+	part 3 $(PYTHON) tests/faults.py
+	@grep -h violations build/torture/*.log
 
 torture-large: build/release/tests/large_log build/m32/tests/large_log
 	build/release/tests/large_log build/large
