@@ -13,6 +13,7 @@
 #include "log.h"
 #include "store.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -66,7 +67,8 @@ static int salvage_record(void *context, const struct store_record *record, uint
     return write_line(context, &line);
 }
 
-/* Ends a salvaged log: the seal, which certifies it, is written only when all before it is on disk. */
+/* Ends a salvaged log: the seal, which certifies it, is written only when all before it is on
+ * disk. */
 static int finish_salvage(struct salvage *salvage) {
     int fd = fileno(salvage->file);
     if (fflush(salvage->file) != 0 || log_sync_all(fd) < 0) return -1;
@@ -75,8 +77,8 @@ static int finish_salvage(struct salvage *salvage) {
     return log_sync_all(fd);
 }
 
-/* Inspects the log and, on the way, writes its valid records to a new file. Returns 0, or -1 with the
- * reason in why; then the file is removed again. */
+/* Inspects the log and, on the way, writes its valid records to a new file. Returns 0, or -1 with
+ * the reason in why; then the file is removed again. */
 static int inspect_and_salvage(const struct arguments *arguments,
                                struct store_inspection *inspection, char *why) {
     struct salvage salvage = {.offset = LOG_FIRST_LINE_BYTES};
@@ -176,8 +178,8 @@ static int print_record(void *context, const struct store_record *record, uint64
     return ferror(stdout) ? -1 : 0;
 }
 
-/* Two passes: the first finds out how far the log is whole and syncs it, the second prints that far.
- * So nothing is printed that a crash could take back. */
+/* Two passes: the first finds out how far the log is whole and syncs it, the second prints that
+ * far. So nothing is printed that a crash could take back. */
 static int export(const struct arguments *arguments) {
     char why[WHY_BYTES];
     struct store_inspection first = {.visit = NULL};
@@ -243,6 +245,7 @@ int admin_run(int argc, char **argv) {
     const struct command *command = find_command(argv[0]);
     struct arguments arguments = {.dir = "data"};
     int option;
+    assert(command != NULL); /* the caller has asked admin_has */
     opterr = 0;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         bool is_known = option != 's' || command->run == check;

@@ -17,8 +17,8 @@
  * its first connection is the one to judge. COMMIT has none: the disk takes the time it takes.
  *
  * What has to hold:
- *   1. While a connection has a ticket, no byte of the reply that rests on it is sent, and no further
- *      request of that connection is applied.
+ *   1. While a connection has a ticket, no byte of the reply that rests on it is sent, and no
+ *      further request of that connection is applied.
  *   2. A deadline is judged only against the horizon: the latest moment of which it is certain that
  *      whoever was ready then has been served since. So a process that was stopped for a while, or
  *      that has more ready sockets than fit in a pass, does not punish its clients.
@@ -88,10 +88,10 @@ struct conn {
 
 /* Milliseconds that a connection may stay in a state; -1 for ever. */
 static int64_t duration_ms(const struct conns *conns, enum conn_state state) {
-    switch (state) { /* NOLINT(bugprone-branch-clone): equal values, but different constants */
+    switch (state) {
     case CONN_IDLE: return conns->is_draining ? 0 : CONN_IDLE_MS;
     case CONN_HEAD: return CONN_HEAD_MS;
-    case CONN_BODY: return CONN_BODY_MS;
+    case CONN_BODY: return CONN_BODY_MS; /* NOLINT(bugprone-branch-clone): equal by chance */
     case CONN_WRITE: return CONN_WRITE_MS;
     case CONN_LINGER: return CONN_LINGER_MS;
     default: return -1;
@@ -426,8 +426,8 @@ static void send_replies(struct conns *conns, struct conn *conn) {
     out->begin = 0;
 }
 
-/* Shuts our end after the last reply and waits for the client to shut its own. Closing at once while
- * the client still sends would reset the connection, and the reset may overtake the reply
+/* Shuts our end after the last reply and waits for the client to shut its own. Closing at once
+ * while the client still sends would reset the connection, and the reset may overtake the reply
  * (RFC 9112, 9.6). */
 static void linger(struct conns *conns, struct conn *conn) {
     if (conn->peer_done || shutdown(conn->source.fd, SHUT_WR) < 0) {

@@ -681,7 +681,8 @@ void http_date(time_t now, char date[HTTP_DATE_BYTES]) {
     const int64_t last = 253402300799; /* Fri, 31 Dec 9999 23:59:59 GMT */
     int64_t clock = now < 0 ? 0 : (int64_t)now > last ? last : (int64_t)now;
     unsigned seconds = (unsigned)(clock % 86400), days = (unsigned)(clock / 86400);
-    unsigned weekday = days % 7, year = 1970, month = 0, length;
+    size_t weekday = days % 7, month = 0;
+    unsigned year = 1970, length;
 
     for (; days >= (length = is_leap_year(year) ? 366 : 365); year++) days -= length;
     for (; days >= (length = month == 1 && is_leap_year(year) ? 29u : month_days[month]); month++)

@@ -3,8 +3,8 @@
  *
  *     text --parse_address--> struct address --bind_and_listen--> descriptor --describe--> text
  *
- * It knows addresses and Unix socket files, and neither epoll nor connections. What it refuses: host
- * names (which address would be meant is the operator's to say) and ports past 65535.
+ * It knows addresses and Unix socket files, and neither epoll nor connections. What it refuses:
+ * host names (which address would be meant is the operator's to say) and ports past 65535.
  */
 #include "listen.h"
 
@@ -84,7 +84,8 @@ static int bind_and_listen(int fd, const struct address *address) {
     int on = 1, family = name->sa_family;
     if (family != AF_UNIX) {
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-        /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it back. */
+        /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it
+         * back. */
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     }
     if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);

@@ -5,8 +5,9 @@
  *     CRC       BATCH OP TIME           USERID             RID                KEYID
  *
  * (store.c draws it whole, with what it means.) A line that log_format wrote is one that log_parse
- * accepts, and log_parse accepts no other spelling of it: there is one way to write a number and one
- * to escape a byte, so two lines are about the same room if and only if their RID fields are equal.
+ * accepts, and log_parse accepts no other spelling of it: there is one way to write a number and
+ * one to escape a byte, so two lines are about the same room if and only if their RID fields are
+ * equal.
  */
 #include "log.h"
 
@@ -215,7 +216,7 @@ enum log_fault log_parse(struct slice text, struct log_line *line) {
     return is_record ? LOG_VALID : LOG_BAD_FIELDS;
 }
 
-/* ------------------------------------------------------------------------ system calls made whole */
+/* ---------------------------------------------------------------------- system calls made whole */
 
 ssize_t log_read_at(int fd, char *buffer, size_t size, uint64_t offset) {
     size_t done = 0;
@@ -376,8 +377,8 @@ static int check_log(int fd, struct log_failure why) {
     return log_fail(why, LOG_NAME ": not a log of roomkeyd's; it has not been touched");
 }
 
-/* Opens the file itself: behind a symbolic link it could be shared with another directory, whose lock
- * is another one, or be on a disk that is not mounted just now. */
+/* Opens the file itself: behind a symbolic link it could be shared with another directory, whose
+ * lock is another one, or be on a disk that is not mounted just now. */
 static int open_file(int dir_fd, int flags) {
     return openat(dir_fd, LOG_NAME, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 }

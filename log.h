@@ -80,18 +80,19 @@ struct log_span {
     bool is_whole; /* a newline ends it; otherwise it is too long for a line, or the file ends */
 };
 
-/* The next line. Behind one that is not whole, reading goes on after the next newline. Returns 1, 0 at
- * the end, -1 with errno set. */
+/* The next line. Behind one that is not whole, reading goes on after the next newline. Returns 1, 0
+ * at the end, -1 with errno set. */
 int log_read_line(struct log_reader *reader, struct log_span *span);
 
-/* After the span that log_read_line gave last, if that is no valid line: reading goes on where inside
- * it a line may begin all the same, the newline before which is gone. For those who look for lines
- * behind a bad one. */
+/* After the span that log_read_line gave last, if that is no valid line: reading goes on where
+ * inside it a line may begin all the same, the newline before which is gone. For those who look for
+ * lines behind a bad one. */
 void log_look_inside(struct log_reader *reader, const struct log_span *span);
 
 /* Opens the log in a directory for reading and writing, and checks its first line. Where there is
- * none (or an empty file: a log is born with its first line) it is made, complete and durable, or not
- * at all. A file that is something else is not touched. Returns a descriptor, or -1 with the reason. */
+ * none (or an empty file: a log is born with its first line) it is made, complete and durable, or
+ * not at all. A file that is something else is not touched. Returns a descriptor, or -1 with the
+ * reason. */
 int log_open(int dir_fd, struct log_failure why);
 
 /* Opens an existing log for reading alone. Returns a descriptor, or -1 with the reason. */

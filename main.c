@@ -6,7 +6,7 @@
  * after the batch that it rests on has been collected from the store, where it is on disk.
  *
  *     wait -> collect -> accept -> read -> deadlines -> hand over -> write -> close
- *      |         |          |       |          |            |           |        `- free what closed
+ *      |         |          |       |          |            |           |        `- free the closed
  *      |         |          |       |          |            |           `- send what may be sent
  *      |         |          |       |          |            `- the open batch to the committer
  *      |         |          |       |          `- 408 or close for those who were not ready
@@ -18,11 +18,11 @@
  * Three threads at most: this one; the store's committer, which wakes it through an eventfd; and
  * while users and rooms are reread, one that does that. What they share is in store.c and struct
  * reload. Signals are blocked in all of them and read from a descriptor like everything else: a
- * handler would need global state, and Linux lets no signal into a wait that finds events at once, so
- * a server that is never idle could not be stopped.
+ * handler would need global state, and Linux lets no signal into a wait that finds events at once,
+ * so a server that is never idle could not be stopped.
  *
- * To read the server from here: conn.c drives a connection, http.c parses it, api.c answers, access.c
- * says who may, store.c keeps.
+ * To read the server from here: conn.c drives a connection, http.c parses it, api.c answers,
+ * access.c says who may, store.c keeps.
  */
 #include "access.h"
 #include "admin.h"
@@ -106,8 +106,8 @@ static bool watch_listeners(struct server *server, uint32_t events) {
     return is_done;
 }
 
-/* Without descriptors or memory a listener would stay ready and the loop would spin: it rests until a
- * connection closes or some time has passed. */
+/* Without descriptors or memory a listener would stay ready and the loop would spin: it rests until
+ * a connection closes or some time has passed. */
 static void rest_listeners(struct server *server, const char *why) {
     if (!server->rest_told)
         fprintf(stderr, "roomkeyd: cannot accept connections for now: %s\n", why);
@@ -195,7 +195,8 @@ static void close_listeners(struct server *server) {
     server->is_resting = false;
 }
 
-/* The first SIGTERM or SIGINT: whoever has connected by now is served to the end, nobody else is. */
+/* The first SIGTERM or SIGINT: whoever has connected by now is served to the end, nobody else
+ * is. */
 static void start_draining(struct server *server) {
     for (int i = 0; i < server->listening_count; i++)
         while (accept_conns(server, server->listening[i].source.fd)) continue;
@@ -220,8 +221,8 @@ static int sleep_ms(struct server *server, int64_t now_ms) {
 
 /* Moves the horizon of the connections' deadlines after a wait that was asked for at asked_ms and
  * brought n events. A wait that brought fewer than asked for has reported everybody. Otherwise the
- * kernel's ready list is a queue: once it has given as many events as there are sources, it has given
- * all who stood in it when the round began. */
+ * kernel's ready list is a queue: once it has given as many events as there are sources, it has
+ * given all who stood in it when the round began. */
 static void move_horizon(struct server *server, int64_t asked_ms, int n) {
     if (server->round_events == 0) server->round_ms = asked_ms;
     server->round_events += (unsigned)n;
@@ -345,8 +346,8 @@ static sigset_t handled_signals(void) {
     return set;
 }
 
-/* From now on the signals come to the loop. Until then, and when it is over, they end the process as
- * they do by default: a long replay and a stuck disk can be left. */
+/* From now on the signals come to the loop. Until then, and when it is over, they end the process
+ * as they do by default: a long replay and a stuck disk can be left. */
 static int watch_signals(struct server *server) {
     sigset_t set = handled_signals();
     pthread_sigmask(SIG_BLOCK, &set, NULL);
@@ -359,7 +360,8 @@ static int watch_signals(struct server *server) {
     return -1;
 }
 
-/* Raises the descriptor limit as far as it goes, and lowers the connection limit to what it leaves. */
+/* Raises the descriptor limit as far as it goes, and lowers the connection limit to what it
+ * leaves. */
 static void fit_limits(struct options *options) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;

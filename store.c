@@ -2,8 +2,8 @@
  * store.c: the append-only log, its replay, and the thread that commits to it.
  *
  * The log, DIR/keys.log, is text: a first line that names format and version, then a line a record,
- * fields separated by tabs. Backslash escapes (\t \n \r \\, as in PostgreSQL's COPY) keep every field
- * on its line, so cut, awk and grep read it.
+ * fields separated by tabs. Backslash escapes (\t \n \r \\, as in PostgreSQL's COPY) keep every
+ * field on its line, so cut, awk and grep read it.
  *
  *     roomkeyd keys.log 1
  *     5c1f90ab  14   S   1732354800000  d26x6zSkaPSe5gCyy  wCiXndNp5NqNY3uCc  my-UniQu3_ke4_Id
@@ -16,17 +16,17 @@
  *     `- CRC: CRC-32C (hex) of all that stands after its tab, up to the newline
  *
  * BATCH is what tells a crash from damage. A batch is one write and one fdatasync, and the next one
- * is written only after that sync has succeeded. So a line whose BATCH is B says: everything before B
- * was on disk when I was written. Let C be the highest BATCH of any valid line:
+ * is written only after that sync has succeeded. So a line whose BATCH is B says: everything before
+ * B was on disk when I was written. Let C be the highest BATCH of any valid line:
  *
  *     0              C                    X               end
  *     |--------------|--------------------|~~~~~~~~~~~~~~~~|
- *     certified:      the last batch: whole lines are kept,  from its first bad line on: a torn tail,
- *     a bad line      since they may have been acknowledged  never acknowledged: saved in a file of
- *     is damage                                              its own, reported, and cut off
+ *     certified:      the last batch: whole lines are kept,  from its first bad line on: a torn
+ *     a bad line      since they may have been acknowledged  tail, never acknowledged: saved in a
+ *     is damage                                              file of its own, reported, cut off
  *
- * A seal is a line without a record: it certifies a log at rest to its end. It is not synced itself,
- * so the batch after it counts as beginning at the seal.
+ * A seal is a line without a record: it certifies a log at rest to its end. It is not synced
+ * itself, so the batch after it counts as beginning at the seal.
  *
  * What has to hold:
  *   1. A ticket settles well only after fdatasync has returned 0 for its batch, and replay lets the
@@ -36,21 +36,21 @@
  *      themselves; nothing is ever removed but a tail that no acknowledgement rests on.
  *   3. A durable record always fits the index: its slot is reserved before it is written.
  *
- * Assumed of the disk, as SQLite does ("powersafe overwrite"): a write that a power failure cuts short
- * harms no byte outside its own range.
+ * Assumed of the disk, as SQLite does ("powersafe overwrite"): a write that a power failure cuts
+ * short harms no byte outside its own range.
  *
  * Who owns what. A batch goes round through three hands, and its slot with it:
  *
  *     open --taken--> committing --written, synced--> settled --collected--> (free)
  *     the owner adds  the committer writes it         the owner moves its entries to the index
  *
- * The owner's thread (the loop) owns every field of struct store but those under `lock`: which batch
- * is where, and the open batch while it grows. A batch that is committing or settled is read by both
- * threads and changed by neither, until the owner has collected it. The committer takes the open batch
- * by itself as soon as it is free, if the owner has offered it: between two syncs the disk waits for
- * nobody to wake up. No lock is held across a system call, so the owner never waits for the disk
- * behind the committer's back: it waits only when it reads a record back to confirm a match in the
- * index, which may meet a page that is not in memory.
+ * The owner's thread (the loop) owns every field of struct store but those under `lock`: which
+ * batch is where, and the open batch while it grows. A batch that is committing or settled is read
+ * by both threads and changed by neither, until the owner has collected it. The committer takes the
+ * open batch by itself as soon as it is free, if the owner has offered it: between two syncs the
+ * disk waits for nobody to wake up. No lock is held across a system call, so the owner never waits
+ * for the disk behind the committer's back: it waits only when it reads a record back to confirm a
+ * match in the index, which may meet a page that is not in memory.
  */
 #include "store.h"
 #include "log.h"
@@ -187,8 +187,8 @@ struct replay {
     bool last_is_seal;
 };
 
-/* Indexes a record that is on disk if its room is new. Returns LOG_VALID, LOG_ROOM_TWICE, or -1 with
- * errno set. */
+/* Indexes a record that is on disk if its room is new. Returns LOG_VALID, LOG_ROOM_TWICE, or -1
+ * with errno set. */
 static int index_record(struct store *store, const struct log_line *line, uint64_t offset) {
     char room[ID_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
     struct log_line other;
@@ -204,8 +204,8 @@ static int index_record(struct store *store, const struct log_line *line, uint64
     return LOG_VALID;
 }
 
-/* Judges a line in its place and, if it is valid and holds a record, indexes that. Returns its fault
- * (LOG_VALID if none), or -1 with errno set when it could not be judged. */
+/* Judges a line in its place and, if it is valid and holds a record, indexes that. Returns its
+ * fault (LOG_VALID if none), or -1 with errno set when it could not be judged. */
 static int admit(struct replay *replay, const struct log_span *span) {
     struct store *store = replay->store;
     struct log_line *line = &replay->line;
@@ -223,9 +223,9 @@ static int admit(struct replay *replay, const struct log_span *span) {
     replay->last_is_seal = line->is_seal;
     return LOG_VALID;
 }
-/* Looks in and behind a bad line, which the reader has yet to give, for lines that certify it: at any
- * offset, since bytes may have been lost or added. Returns 0 with *highest the highest BATCH found
- * (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */
+/* Looks in and behind a bad line, which the reader has yet to give, for lines that certify it: at
+ * any offset, since bytes may have been lost or added. Returns 0 with *highest the highest BATCH
+ * found (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */
 static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     struct log_span span;
     struct log_line line;
@@ -240,8 +240,9 @@ static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     return got;
 }
 
-/* Moves the bytes from `from` to the end into a new file keys.log.torn-OFFSET and makes that durable;
- * a number is added where an earlier crash has left a file of that name. The log is not cut yet. */
+/* Moves the bytes from `from` to the end into a new file keys.log.torn-OFFSET and makes that
+ * durable; a number is added where an earlier crash has left a file of that name. The log is not
+ * cut yet. */
 static int save_torn_tail(struct store *store, uint64_t from, uint64_t size,
                           struct log_failure why) {
     char name[64];
@@ -343,7 +344,8 @@ static int lock_dir(struct store *store, struct log_failure why) {
 
 /* ------------------------------------------------------------------------ the committer */
 
-/* One batch onto the disk. Reports what goes wrong, and cuts the log back to where the batch began. */
+/* One batch onto the disk. Reports what goes wrong, and cuts the log back to where the batch
+ * began. */
 static enum outcome commit(struct store *store, const struct batch *batch) {
     const char *call = "write";
     int result =
@@ -384,8 +386,8 @@ static void take_open_batch(struct store *store) {
     store->is_offered = false;
 }
 
-/* Whether the committer may take the open batch: not behind one that failed, since it was written for
- * the place behind that. Under lock. */
+/* Whether the committer may take the open batch: not behind one that failed, since it was written
+ * for the place behind that. Under lock. */
 static bool may_take(const struct store *store) {
     return store->is_offered && !store->committing &&
            !(store->settled && store->outcome != COMMITTED);
@@ -452,8 +454,8 @@ static void reset_batch(struct batch *batch) {
     batch->is_seal = false;
 }
 
-/* Grows an array of items of `size` bytes to hold at least `wanted` of them. Returns the array, which
- * may have moved, or NULL with nothing changed. */
+/* Grows an array of items of `size` bytes to hold at least `wanted` of them. Returns the array,
+ * which may have moved, or NULL with nothing changed. */
 static void *grow(void *array, size_t *capacity, size_t wanted, size_t size) {
     if (wanted <= *capacity) return array;
     size_t larger = *capacity * 2 > wanted ? *capacity * 2 : wanted;
@@ -480,6 +482,7 @@ static size_t write_record(const struct batch *batch, const struct store_record 
 
 /* Makes room in a batch for one more line and its entry. */
 static bool make_room(struct batch *batch) {
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): a store always has an open batch */
     char *bytes = grow(batch->bytes, &batch->capacity, batch->size + LOG_LINE_MAX_BYTES, 1);
     if (!bytes) return false;
     batch->bytes = bytes;
@@ -626,7 +629,8 @@ void store_hand_over(struct store *store) {
 
 int store_event_fd(const struct store *store) { return store->event_fd; }
 
-/* A failed batch takes the open one with it, which was written for the place behind it. Under lock. */
+/* A failed batch takes the open one with it, which was written for the place behind it. Under
+ * lock. */
 static void abandon_settled(struct store *store, struct store_settled *settled) {
     struct batch *batch = store->settled, *open = store->open;
     store->failed = store->failed || store->outcome == DISK_FAILED;

@@ -1,8 +1,8 @@
 /*
  * store.h: the key IDs, each set once, on disk before anybody hears of it.
  *
- * A store is one directory's append-only log (its format is drawn in store.c) with an index of it in
- * memory. Sets gather in a batch; a thread of the store's own, the committer, writes a batch and
+ * A store is one directory's append-only log (its format is drawn in store.c) with an index of it
+ * in memory. Sets gather in a batch; a thread of the store's own, the committer, writes a batch and
  * syncs it (group commit) while the next one gathers. A set that has been taken is not yet durable:
  * it gives a ticket, and what the ticket stands for is true only when the ticket has settled.
  *
@@ -38,9 +38,10 @@ enum store_result {
  * committer. Blocks. Returns the store, or NULL with the reason in why. */
 struct store *store_open(const char *dir, char *why, size_t why_size);
 
-/* Takes the key ID of a room into the open batch. Never waits for a sync; reads back one record where
- * the index has a match. *ticket is what the answer rests on: 0 when nothing (it is final), otherwise
- * a batch's number, never reused, and the answer may be told only when that has settled well.
+/* Takes the key ID of a room into the open batch. Never waits for a sync; reads back one record
+ * where the index has a match. *ticket is what the answer rests on: 0 when nothing (it is final),
+ * otherwise a batch's number, never reused, and the answer may be told only when that has settled
+ * well.
  *     STORE_OK           will be set (ticket > 0)
  *     STORE_EXISTS       the room has a key ID (0), or will if the ticket settles well (> 0)
  *     STORE_UNAVAILABLE  not set (0) */
@@ -52,12 +53,13 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
                             size_t *key_size);
 
-/* Offers the open batch, if there is something in it, to the committer, which takes it as soon as it is
- * free. Sets that come until then join it. Call it whenever sets may have been taken. Never blocks. */
+/* Offers the open batch, if there is something in it, to the committer, which takes it as soon as
+ * it is free. Sets that come until then join it. Call it whenever sets may have been taken. Never
+ * blocks. */
 void store_hand_over(struct store *store);
 
-/* Signals when there is something to collect. Nobody reads it: watch it with EPOLLET, for the edge. It
- * is the store's own. */
+/* Signals when there is something to collect. Nobody reads it: watch it with EPOLLET, for the edge.
+ * It is the store's own. */
 int store_event_fd(const struct store *store);
 
 struct store_settled {
@@ -82,11 +84,11 @@ int store_close(struct store *store);
 
 /* ------------------------------------------------------------------------ looking at a log */
 
-/* What a log holds, valid or not: for people and for exports. The log is only read, and may belong to
- * a running server: then what it is writing just now looks like a torn tail. */
+/* What a log holds, valid or not: for people and for exports. The log is only read, and may belong
+ * to a running server: then what it is writing just now looks like a torn tail. */
 struct store_inspection {
-    /* Called for every valid record, in order; time_ms is since 1970. Returns 0, or -1 to give up. May
-     * be NULL. */
+    /* Called for every valid record, in order; time_ms is since 1970. Returns 0, or -1 to give up.
+     * May be NULL. */
     int (*visit)(void *context, const struct store_record *record, uint64_t time_ms);
     void *context;
     uint64_t limit; /* of bytes to look at, 0 for all */
@@ -100,8 +102,8 @@ struct store_inspection {
     bool is_damaged;        /* it was on disk once; otherwise it is a torn tail */
 };
 
-/* Reads the log in dir to its end, and syncs it, so that what was seen is not taken back by a crash.
- * Blocks. Returns 0, or -1 with the reason in why: it cannot be read, or visit gave up. */
+/* Reads the log in dir to its end, and syncs it, so that what was seen is not taken back by a
+ * crash. Blocks. Returns 0, or -1 with the reason in why: it cannot be read, or visit gave up. */
 int store_inspect(const char *dir, struct store_inspection *inspection, char *why, size_t why_size);
 
 #endif

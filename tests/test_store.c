@@ -1,11 +1,12 @@
 /*
- * test_store.c: the log and its store against everything that can become of a file, short of a power
- * failure (that is torture.c's).
+ * test_store.c: the log and its store against everything that can become of a file, short of a
+ * power failure (that is torture.c's).
  *
  * Linked with --wrap for the calls named in enum call: fsync and fdatasync only count here, and any
  * call can be made to fail at its n-th use. Standard error goes to a file: each test says what it
- * expects there, and anything else fails it. Commits are waited for at the store's event descriptor,
- * time is passed in as a number: nothing sleeps. SEED=... repeats a run of the random test.
+ * expects there, and anything else fails it. Commits are waited for at the store's event
+ * descriptor, time is passed in as a number: nothing sleeps. SEED=... repeats a run of the random
+ * test.
  */
 #include "log.h"
 #include "store.h"
@@ -31,7 +32,7 @@
 #define COMMIT_TIMEOUT_MS 60000
 #define FILE_MAX_BYTES    (8u << 20)
 
-/* ------------------------------------------------------------------------ calls that fail on demand */
+/* -------------------------------------------------------------------- calls that fail on demand */
 
 enum call {
     PWRITE,
@@ -309,7 +310,7 @@ static unsigned count_files(void) {
     return n;
 }
 
-/* ------------------------------------------------------------------------ the store in short words */
+/* --------------------------------------------------------------------- the store in short words */
 
 static bool try_open(void) {
     assert_null(scene.store);
@@ -584,7 +585,7 @@ static void lines_have_one_spelling(void **state) {
     }
 }
 
-/* ------------------------------------------------------------------------ sets, tickets, the model */
+/* --------------------------------------------------------------------- sets, tickets, the model */
 
 static void a_set_is_shown_when_it_is_durable(void **state) {
     (void)state;
@@ -1088,8 +1089,8 @@ static void a_sealed_log_is_not_sealed_again(void **state) {
     assert_int_equal(count_seals(read_log()), 1);
 }
 
-/* A seal says that what precedes it is on disk; so it must not follow one that was never synced, even
- * when the batch between them is gone. */
+/* A seal says that what precedes it is on disk; so it must not follow one that was never synced,
+ * even when the batch between them is gone. */
 static void a_seal_never_follows_an_unsynced_one(void **state) {
     (void)state;
     open_store();
@@ -1109,7 +1110,7 @@ static void a_seal_never_follows_an_unsynced_one(void **state) {
     assert_int_equal(count_seals(read_log()), 1);
 }
 
-/* ------------------------------------------------------------------------ what may stand in a directory */
+/* ---------------------------------------------------------------- what may stand in a directory */
 
 static void a_directory_has_one_store(void **state) {
     (void)state;
@@ -1223,7 +1224,8 @@ static void a_record_that_changes_on_disk_is_not_told(void **state) {
 
 /* ------------------------------------------------------------------------ when a batch fails */
 
-/* "a" is durable, "b" is in the batch that meets the fault, "c" in the one that gathers meanwhile. */
+/* "a" is durable, "b" is in the batch that meets the fault, "c" in the one that gathers
+ * meanwhile. */
 static void fail_a_batch(enum call call, unsigned last, int error) {
     open_store();
     must_set("a", "k");
@@ -1421,8 +1423,8 @@ static void run_reads(const enum fate fates[RUN_ROOMS]) {
     }
 }
 
-/* A life of the store, from birth or from the log that is there to a clean stop. Nothing in it but the
- * store allocates. Returns whether it could be opened. */
+/* A life of the store, from birth or from the log that is there to a clean stop. Nothing in it but
+ * the store allocates. Returns whether it could be opened. */
 static bool run_script(enum fate fates[RUN_ROOMS]) {
     if (!try_open()) return false;
     run_batch(fates, 0, 2);
@@ -1474,8 +1476,8 @@ static void assert_said_sound(void) {
     }
 }
 
-/* The script with one kind of call failing from its n-th use on, `length` times. Returns whether it is
- * used that often. */
+/* The script with one kind of call failing from its n-th use on, `length` times. Returns whether it
+ * is used that often. */
 static bool run_with_fault(enum call call, unsigned n, unsigned length, int error) {
     for (int with_torn_tail = 0, used = 0;; with_torn_tail++) {
         if (with_torn_tail == 2) return used;

@@ -1,31 +1,32 @@
 /*
  * torture.c: every state in which a crash may leave the log, opened again.
  *
- * A life of the store is recorded: each call by which it changes files, and between them what it was
- * asked (store_set) and what it told (a ticket that settled, a record found when it opened). Then the
- * power fails before each of those calls, and once after the last:
+ * A life of the store is recorded: each call by which it changes files, and between them what it
+ * was asked (store_set) and what it told (a ticket that settled, a record found when it opened).
+ * Then the power fails before each of those calls, and once after the last:
  *
  *     life     open  ask a  write  sync  tell a  ask b  write | sync  tell b  close
  *                                                             ^ here: a has been told, b only asked
- *     disk     [ synced ........ | sector | sector | sec ]      what was not synced, by sectors of 512
- *                                  new      old      garbage    bytes: each as it was at any time, or
- *                                                  ^ size       zeroed, or garbage; any size between
+ *     disk     [ synced ........ | sector | sector | sec ]      what was not synced, by sectors of
+ *                                  new      old      garbage    512 bytes: each as it was at any time,
+ *                                                  ^ size       or zeroed, or garbage; any size
  *
  * What may be on the disk is the model's business (struct file). A synced byte stays as it is, also
- * when the sector it stands in is written again, and when it is itself rewritten with the same value
- * ("powersafe overwrite"). What a failed sync was to write may be missing for good, and no later sync
- * brings it back unless it is written again. Names (creations, renames) may each be lost or kept until
- * the directory is synced. What a cut removed may reappear where the log grows again.
+ * when the sector it stands in is written again, and when it is itself rewritten with the same
+ * value ("powersafe overwrite"). What a failed sync was to write may be missing for good, and no
+ * later sync brings it back unless it is written again. Names (creations, renames) may each be lost
+ * or kept until the directory is synced. What a cut removed may reappear where the log grows again.
  *
- * The store then opens such a state. It must not refuse, all that was told must be there, nothing may be
- * there that was not asked for, no room twice, and sets must work. That is a life too: it is recorded,
- * and the power fails in the middle of it, three deep. And instead of the power, the process may be
- * killed: then the files are as the system has them in memory, but the disk may still be behind, and
- * the power fails only after the next start.
+ * The store then opens such a state. It must not refuse, all that was told must be there, nothing
+ * may be there that was not asked for, no room twice, and sets must work. That is a life too: it is
+ * recorded, and the power fails in the middle of it, three deep. And instead of the power, the
+ * process may be killed: then the files are as the system has them in memory, but the disk may
+ * still be behind, and the power fails only after the next start.
  *
  *     SECONDS=60 SEED=1 torture      LIFE=N: only that life
  *
- * Built with -Wl,--wrap= for the calls below. Works in a directory of its own under TMPDIR or /dev/shm.
+ * Built with -Wl,--wrap= for the calls below. Works in a directory of its own under TMPDIR or
+ * /dev/shm.
  */
 #include "log.h"
 #include "store.h"
@@ -88,7 +89,8 @@ struct disk {
     unsigned file_count;
 };
 
-/* What the world has asked for and been told. The n-th key asked for a room is a function of both. */
+/* What the world has asked for and been told. The n-th key asked for a room is a function of
+ * both. */
 struct hopes {
     uint8_t asked[ROOMS]; /* attempts */
     uint8_t told[ROOMS];  /* the attempt that is known to have set it, or 0 */
@@ -201,7 +203,7 @@ __attribute__((noreturn, format(printf, 1, 2))) static void violation(const char
     exit(1);
 }
 
-/* ------------------------------------------------------------------------ what a call does to the disk */
+/* ----------------------------------------------------------------- what a call does to the disk */
 
 static struct file *new_file(struct disk *disk) {
     struct file *file = calloc(1, sizeof *file);
@@ -487,9 +489,10 @@ int __wrap_unlinkat(int dir, const char *path, int flags) {
     return 0;
 }
 
-/* ------------------------------------------------------------------------ the store and the world */
+/* ---------------------------------------------------------------------- the store and the world */
 
-/* Some IDs are escaped, some long: lines of 60 to 600 bytes, so that they cross sectors anywhere. */
+/* Some IDs are escaped, some long: lines of 60 to 600 bytes, so that they cross sectors
+ * anywhere. */
 static struct slice room_id(unsigned room, char id[ID_MAX_BYTES]) {
     size_t n = (size_t)snprintf(id, ID_MAX_BYTES, "room\t%u\n", room);
     size_t longer = room % 5 == 4 ? 40 * (room % 6) : 0;
@@ -627,8 +630,8 @@ static void wait_for_committer(void) {
         violation("the committer does not answer");
 }
 
-/* Commits what waits. Another `meanwhile` sets are taken before the outcome is collected; the committer
- * is done by then, so that a life is the same each time. */
+/* Commits what waits. Another `meanwhile` sets are taken before the outcome is collected; the
+ * committer is done by then, so that a life is the same each time. */
 static void run_commit(struct run *run, unsigned meanwhile) {
     struct store_settled settled;
     unsigned handed_over = run->waiting_count;
@@ -802,14 +805,14 @@ static void random_life(struct run *run) {
     run_close(run);
 }
 
-/* ------------------------------------------------------------------------ states that a crash leaves */
+/* ------------------------------------------------------------------- states that a crash leaves */
 
 static bool is_uncertain(const struct file *file, unsigned sector) {
     return memchr(file->known + sector * SECTOR_BYTES, false, SECTOR_BYTES) != NULL;
 }
 
-/* The bytes of an uncertain sector that are not known to be on disk, from the first to the last one that
- * was ever written. */
+/* The bytes of an uncertain sector that are not known to be on disk, from the first to the last one
+ * that was ever written. */
 static size_t first_unknown(const struct file *file, unsigned sector) {
     const bool *known = file->known + sector * SECTOR_BYTES;
     return (size_t)((const bool *)memchr(known, false, SECTOR_BYTES) - known);
@@ -835,7 +838,8 @@ static unsigned count_images(const struct file *file, unsigned sector) {
 #define BEFORE_IT 1000
 #define NEWEST    1001
 
-/* Writes one of the things a sector may hold; which of them is a choice from 0 to OLDEST + images. */
+/* Writes one of the things a sector may hold; which of them is a choice from 0 to OLDEST +
+ * images. */
 static void write_sector(const struct file *file, unsigned sector, unsigned choice, char *to) {
     const size_t start = sector * SECTOR_BYTES;
     if (choice == GARBAGE)
@@ -900,8 +904,8 @@ static void fill_at_random(struct file *settled, const struct file *file) {
 }
 
 /* The directory with some of its pending changes, and all files but the log at random. Returns the
- * model's log, whose state is the caller's to choose, or NULL if there is none; *settled is then its
- * counterpart. */
+ * model's log, whose state is the caller's to choose, or NULL if there is none; *settled is then
+ * its counterpart. */
 static const struct file *settle_names(struct disk *state, const struct disk *disk, unsigned mask,
                                        struct file **settled) {
     struct file *directory[NAMES];
@@ -1081,8 +1085,8 @@ static void fill_torn(struct file *settled, const struct file *log, const unsign
     settle_size(settled, log->high);
 }
 
-/* What is uncertain of the log torn in two at each byte: one half is there, of the other one what stood
- * there before. */
+/* What is uncertain of the log torn in two at each byte: one half is there, of the other one what
+ * stood there before. */
 static void try_torn(unsigned depth, const struct disk *disk, const struct hopes *hopes) {
     static const unsigned halves[][2] = {{NEWEST, ZEROED}, {NEWEST, GARBAGE},   {NEWEST, BEFORE_IT},
                                          {ZEROED, NEWEST}, {GARBAGE, NEWEST},   {BEFORE_IT, NEWEST},
@@ -1158,9 +1162,9 @@ static void check_start(const char *expected) {
     store_close(store);
 }
 
-/* C create, W write, S sync, T cut, R rename, D sync the directory; l keys.log, n its birth, t its torn
- * tail. In this order: what is cut off is safe before it is cut off; what is kept is written again
- * before it is synced; the directory too; and only then does store_open return. */
+/* C create, W write, S sync, T cut, R rename, D sync the directory; l keys.log, n its birth, t its
+ * torn tail. In this order: what is cut off is safe before it is cut off; what is kept is written
+ * again before it is synced; the directory too; and only then does store_open return. */
 static unsigned check_starts(void) {
     struct run run;
     char path[512];
