@@ -49,7 +49,7 @@ FUZZED   := http json request access log
 UNITS    := sha256 table access http api store
 TIMED    := access api
 
-.PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-large m32 tsan clean help
+.PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-large m32 tsan bench clean help
 all: roomkeyd
 
 roomkeyd: build/release/roomkeyd
@@ -191,6 +191,10 @@ torture-large: build/release/tests/large_log build/m32/tests/large_log
 	build/release/tests/large_log build/large
 	build/m32/tests/large_log build/large
 
+# Beside nginx, Redis and webdis: apt-get install nginx-light redis-server webdis wrk.
+bench: build/release/roomkeyd
+	ROOMKEYD=build/release/roomkeyd $(PYTHON) tests/bench.py
+
 clean:
 	rm -rf build roomkeyd
 
@@ -201,6 +205,7 @@ help:
 	@echo 'make test-ecosystem  the heavy clients'
 	@echo 'make fuzz            every fuzzer for SECONDS= each'
 	@echo 'make torture         what could lose a key; SECONDS= and SEED='
+	@echo 'make bench           beside nginx, Redis and webdis'
 	@echo 'make m32             the whole-server tests against a 32-bit build'
 	@echo 'make tsan            data races'
 	@echo 'make clean'

@@ -8,7 +8,7 @@
  *     life     open  ask a  write  sync  tell a  ask b  write | sync  tell b  close
  *                                                             ^ here: a has been told, b only asked
  *     disk     [ synced ........ | sector | sector | sec ]      what was not synced, by sectors of
- *                                  new      old      garbage    512 bytes: each as it was at any time,
+ *                                  new      old      garbage    512 bytes: each as at any time,
  *                                                  ^ size       or zeroed, or garbage; any size
  *
  * What may be on the disk is the model's business (struct file). A synced byte stays as it is, also
