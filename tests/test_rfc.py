@@ -10,19 +10,20 @@ of the replies in order, and how it ends.
     "A | B"           either: what has arrived at which moment decides
 
 Behind every row goes the sentinel, a request that is answered only where the connection is in step,
-and whose reply nothing else has; behind one that waits goes the end of the client's half. So no row
-needs a time to know that no more replies come: the connection ends, and all that came is counted.
+and whose reply nothing else has; behind one that waits goes the end of the client's half. So no
+row needs a time to know that no more replies come: the connection ends, and what came is counted.
 
-Each row is run twice, whole and byte by byte, and every reply has to be well-formed to a parser that
-knows what this server may send and no more. Rows in which somebody else could see another request
-hold SMUGGLED, a set with good credentials: it must not be answered, and its room stays without key.
+Each row is run twice, whole and byte by byte, and every reply has to be well-formed to a parser
+that knows what this server may send and no more. Rows in which somebody else could see another
+request hold SMUGGLED, a set with good credentials: it must not be answered, and its room stays
+without key.
 """
 
 import email.utils
 import itertools
 import json
 import re
-import socket
+import select
 import time
 from collections import namedtuple
 
@@ -309,8 +310,8 @@ LENGTHS = [
     ("9110 8.6", "a bad length of a GET", get("Content-Length: x"), "400 close"),
 ]
 
-# Section 6.3 has a server answer 400 where chunked is not the last coding, and 6.1 has it answer 501
-# to a coding it does not know. Where both apply this one says 501: it is true of every such request.
+# Section 6.3 has a server answer 400 where chunked is not the last coding, and 6.1 has it answer
+# 501 to a coding it does not know. Where both apply this one says 501, and closes as 6.3 demands.
 CODINGS = [
     ("9112 6.1", "chunked", chunked(chunk(b"{}") + LAST), "404 open"),
     ("9112 7", "codings are case-insensitive", post("Transfer-Encoding: cHuNkEd", body=LAST),
@@ -687,8 +688,8 @@ SMUGGLING = [
      "400 close"),
     ("9112 11.2", "LF: a whole request in a value", get("X: y\n\n" + SMUGGLED.decode()),
      "400 close"),
-    ("9112 11.2", "CR: an empty line of CRs", b"GET /healthz HTTP/1.1\r\nHost: h\r\r\r\n" + SMUGGLED,
-     "400 close"),
+    ("9112 11.2", "CR: an empty line of CRs",
+     b"GET /healthz HTTP/1.1\r\nHost: h\r\r\r\n" + SMUGGLED, "400 close"),
     ("9112 11.2", "CR: in a value", get(f"X: y\rContent-Length: {len(SMUGGLED)}") + SMUGGLED,
      "400 close"),
     ("9112 11.2", "CR: before the last LF", OK[:-1] + b"\r\n" + SMUGGLED, "400 close"),
@@ -802,7 +803,7 @@ def read_replies(data, heads):
 
 # ---- running a row -----------------------------------------------------------------------------
 
-MAX_PIECES = 2000  # long rows are cut in pieces of more than a byte, or the kernel is all we measure
+MAX_PIECES = 2000  # a row that is longer is cut in pieces of more than a byte, for time's sake
 
 numbers = itertools.count(1)
 
@@ -812,11 +813,8 @@ def exchange(client, wire, piece, ends_half):
     received = bytearray()
     for begin in range(0, len(wire), piece):
         client.socket.sendall(wire[begin : begin + piece])
-        if piece < len(wire):
-            try:
-                data = client.socket.recv(65536, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                continue
+        if select.select([client.socket], [], [], 0)[0]:
+            data = client.socket.recv(65536)
             received += data
             if not data:  # whatever is sent now, nobody answers it any more
                 return bytes(received)
