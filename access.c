@@ -187,14 +187,12 @@ static bool has_user(const struct access *access, struct slice user, const char 
     struct slice hashed = {hash, ACCESS_HASH_CHARS};
     struct table_search search = table_find(&access->users_index, hash_pair(access, user, hashed));
     uint64_t offset;
-    bool more = table_next(&search, &offset);
-    bool found = false;
-
+    bool more, found;
     do {
+        more = table_next(&search, &offset);
         struct slice line = more ? text_at(&access->users, offset) : SLICE(NOBODY);
-        found |= is_users_line(line, user, hash);
-        more = more && table_next(&search, &offset);
-    } while (more);
+        found = is_users_line(line, user, hash);
+    } while (more && !found);
     return found;
 }
 

@@ -51,7 +51,9 @@
 #endif
 
 #define OUT_LIMIT_BYTES 65536 /* of unsent replies; past them a connection is not parsed further */
-#define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
+#define APPLY_PER_PASS                                                                             \
+    16 /* requests of one connection, so that a long pipeline is not a long pass */
+#define IN_FIRST_BYTES 2048 /* of room in a connection's input buffer when it first needs one */
 
 /* Bytes received and not yet used up, with the state of their parsing. */
 struct inbox {
@@ -219,10 +221,11 @@ static bool may_apply(const struct conn *conn) {
            unsent(conn) < OUT_LIMIT_BYTES;
 }
 
-/* Applies requests from an inbox until it has no whole one or the connection may not go on. */
+/* Applies requests from an inbox until it has no whole one, the connection may not go on, or it is
+ * the others' turn. */
 static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
     conn->has_input = false;
-    while (may_apply(conn) && in->begin < in->end) {
+    for (int i = 0; i < APPLY_PER_PASS && may_apply(conn) && in->begin < in->end; i++) {
         size_t size = in->end - in->begin;
         enum http_progress progress = http_parse(&in->request, in->bytes + in->begin, &size);
         in->end = in->begin + size;
@@ -342,7 +345,8 @@ void conns_handle_event(struct conns *conns, struct source *source, uint32_t eve
         receive(conns, conn);
 }
 
-/* Requests that were received but held back, for a ticket or for replies to be taken first. */
+/* Requests that were received but held back: for a ticket, for replies to be taken first, or because
+ * the others had not had their turn. */
 void conns_apply_held_back(struct conns *conns) {
     struct conn *conn = conns->with_input;
     conns->with_input = NULL;
