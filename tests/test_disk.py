@@ -85,9 +85,10 @@ def mounted(directory, script):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as holder:
         try:
-            assert holder.stdout.readline() == b"mounted\n", (
-                "this test mounts a file system in a namespace of its own, for which it has to be "
-                f"root with CAP_SYS_ADMIN: {holder.communicate(timeout=TIMEOUT_S)[1].decode()}")
+            if holder.stdout.readline() != b"mounted\n":
+                why = holder.communicate(timeout=TIMEOUT_S)[1].decode()
+                give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+                give_up(f"nobody here may mount a file system, as a container may not: {why}")
             yield pathlib.Path(f"/proc/{holder.pid}/root{directory.resolve()}")
         finally:
             holder.stdin.close()  # cat ends, and the mounts with it
