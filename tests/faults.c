@@ -32,6 +32,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -162,7 +163,9 @@ ssize_t __wrap_pread64(int fd, void *bytes, size_t size, off_t offset) {
     return fails_or_limits(PREAD, &size) ? -1 : __real_pread64(fd, bytes, size, offset);
 }
 
+/* Reads of files. One of a signalfd comes whole or finds nothing, and has no error to give. */
 ssize_t __wrap_read(int fd, void *bytes, size_t size) {
+    if (size == sizeof(struct signalfd_siginfo)) return __real_read(fd, bytes, size);
     return fails_or_limits(READ, &size) ? -1 : __real_read(fd, bytes, size);
 }
 
