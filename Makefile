@@ -49,7 +49,7 @@ FUZZED   := http json request access log
 UNITS    := sha256 table access access_work http api store
 TIMED    := access api
 
-.PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-short torture-large m32 tsan lint bench clean help
+.PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-short torture-large m32 tsan lint bench bench-scale clean help
 all: roomkeyd
 
 roomkeyd: build/release/roomkeyd
@@ -215,9 +215,12 @@ lint:
 	    clang-tidy --quiet $$m.c -- $(LINTED); \
 	    gcc $(LINTED) -O0 -fanalyzer -fno-analyzer-state-merge -Werror -c $$m.c -o /dev/null; done
 
-# Beside nginx, Redis and webdis: apt-get install nginx-light redis-server webdis wrk.
+# Beside nginx, Redis and webdis, with a plot; and ten million key IDs:
+# apt-get install nginx-light redis-server webdis wrk strace valgrind gnuplot-nox procps.
 bench: build/release/roomkeyd
 	ROOMKEYD=build/release/roomkeyd $(PYTHON) tests/bench.py
+bench-scale: build/release/roomkeyd
+	ROOMKEYD=build/release/roomkeyd $(PYTHON) tests/bench_scale.py
 
 clean:
 	rm -rf build roomkeyd
@@ -231,6 +234,7 @@ help:
 	@echo 'make torture         what could lose a key; SECONDS= and SEED='
 	@echo 'make lint            cppcheck, clang-tidy, gcc -fanalyzer'
 	@echo 'make bench           beside nginx, Redis and webdis'
+	@echo 'make bench-scale     ten million key IDs'
 	@echo 'make m32             the whole-server tests against a 32-bit build'
 	@echo 'make tsan            data races'
 	@echo 'make clean'

@@ -1,0 +1,138 @@
+"""How large: ten million key IDs, their memory, their replay beside Redis's, sets among them.
+
+`make bench-scale` runs it against build/release/roomkeyd and prints a Markdown table. The key IDs are
+set over HTTP like any others; the log that this leaves is what both servers then load, with their
+files in the page cache. COUNT= is how many.
+"""
+
+import os
+import pathlib
+import re
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import bench
+import server
+
+COUNT = int(os.environ.get("COUNT") or 10_000_000)
+IDLE_CONNECTIONS = 10_000
+
+
+def anonymous_bytes(pid):
+    rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.M)[1]) * 1024
+
+
+def key_count(data):
+    return int(subprocess.run(["grep", "-c", "\tS\t", data / "keys.log"], capture_output=True,
+                              check=True).stdout)
+
+
+def fill(directory, peer, data):
+    """Sets until there are COUNT; returns the longest wait in ms of a read beside it: no pass of the
+    loop was longer."""
+    over, taken = threading.Event(), []
+
+    def probe():
+        with server.Client(("127.0.0.1", peer.port)) as client:
+            while not over.wait(0.001):
+                taken.append(bench.timed(lambda: client.ask(server.HEALTHZ)))
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    while (have := key_count(data)) < COUNT:
+        bench.say(f"{have:,} of {COUNT:,} key IDs")
+        peer.load(directory, 256)
+    over.set()
+    thread.join()
+    return taken
+
+
+def start_time(data):
+    """Seconds from the start to the ready line."""
+    started = time.monotonic()
+    process = subprocess.Popen([bench.ROOMKEYD, "--data", data, "--listen", "127.0.0.1:0"],
+                               stdout=subprocess.PIPE)
+    process.stdout.readline()
+    taken = time.monotonic() - started
+    process.terminate()
+    process.wait()
+    return taken
+
+
+def redis_load_time(directory, data):
+    """Seconds that Redis takes to load the same keys from its append-only file."""
+    redis = bench.start_redis(directory)
+    cli = [bench.tool("redis-cli", "redis-tools"), "-p", str(redis.port)]
+    subprocess.run([*cli, "CONFIG", "SET", "appendfsync", "no"], check=True, stdout=subprocess.DEVNULL)
+    program = ('$3 == "S" { printf "*3\\r\\n$5\\r\\nSETNX\\r\\n$%d\\r\\n%s\\r\\n$%d\\r\\n%s\\r\\n", '
+               'length($6), $6, length($7), $7 }')
+    with subprocess.Popen(["awk", "-F\t", program, data / "keys.log"], stdout=subprocess.PIPE) as awk:
+        subprocess.run([*cli, "--pipe"], stdin=awk.stdout, check=True, stdout=subprocess.DEVNULL)
+    redis.stop()
+    log = directory / "redis.log"
+    with subprocess.Popen(
+            [bench.tool("redis-server", "redis-server"), "--port", "0", "--dir", directory, "--save", "",
+             "--appendonly", "yes", "--logfile", log]) as process:
+        while not (found := re.search(r"DB loaded from append only file: ([0-9.]+) seconds",
+                                      log.read_text() if log.exists() else "")):
+            time.sleep(0.1)
+        process.terminate()
+    return float(found[1])
+
+
+def idle_connection_bytes(peer):
+    before = anonymous_bytes(peer.process.pid)
+    connections = [socket.create_connection(("127.0.0.1", peer.port)) for _ in range(IDLE_CONNECTIONS)]
+    with server.Client(("127.0.0.1", peer.port)) as client:
+        client.ask(server.HEALTHZ)  # so the server has seen all that came before
+    after = anonymous_bytes(peer.process.pid)
+    for connection in connections:
+        connection.close()
+    return (after - before) / IDLE_CONNECTIONS
+
+
+def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=bench.REPOSITORY / "build") as name:
+        directory = pathlib.Path(name)
+        small, large = (bench.make_data(directory / name) for name in ("small", "large"))
+        peer = bench.start_roomkeyd(large)
+        rows.append((f"anonymous memory of one of {IDLE_CONNECTIONS:,} idle connections, bytes",
+                     idle_connection_bytes(peer)))
+        before = anonymous_bytes(peer.process.pid)
+        waits = fill(directory, peer, large)
+        count = key_count(large)
+        rows += [("anonymous memory of a key ID, bytes",
+                  (anonymous_bytes(peer.process.pid) - before) / count),
+                 ("longest wait for /healthz while growing, ms", max(waits)),
+                 ("p99.9 of them, ms", bench.percentile(waits, 0.999))]
+        other = bench.start_roomkeyd(small)
+        ratios = []
+        for _ in range(bench.ROUNDS):
+            among_many = peer.load(directory, 64)[0]
+            ratios.append(among_many / other.load(directory, 64)[0])
+        rows.append(("sets/s among them over sets/s in a new log", statistics.median(ratios)))
+        peer.stop()
+        other.stop()
+        count = key_count(large)
+        ours = min(start_time(large) for _ in range(3))
+        rows.append(("records replayed a second", count / ours))
+        (directory / "redis").mkdir()
+        theirs = redis_load_time(directory / "redis", large)
+        rows += [("Redis, keys loaded a second from its AOF", count / theirs),
+                 ("replay over Redis's", theirs / ours)]
+    print(f"\n{count:,} key IDs\n\n| figure | value |\n|---|---|")
+    for row, value in rows:
+        print(f"| {row} | {value:,.{0 if value > 1000 else 2}f} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
