@@ -170,6 +170,47 @@ def test_help(name):
     assert (code, errors) == (0, "") and output.startswith(f"usage: roomkeyd {name} ")
 
 
+def with_record(log, user, room, key):
+    """A log with one record more, in a batch of its own."""
+    body = f"{len(log):x}\tS\t1732354800000\t{user}\t{room}\t{key}".encode()
+    return log + b"%08x\t%s\n" % (crc32c(body), body)
+
+
+def test_export_of_a_key_that_nobody_is_known_to_have_set(data):
+    log = (data / "keys.log").read_bytes()
+    (data / "keys.log").write_bytes(with_record(log, "-", "old", "k"))
+    code, output, errors = command("export", "--data", data)
+    assert (code, errors) == (0, "")
+    assert output.splitlines()[-1] == (
+        '{"_id":"old","e2eKeyId":"k","setBy":null,"setAt":"2024-11-23T09:40:00.000Z"}')
+
+
+@pytest.mark.parametrize("log,reason", [
+    (b"", "empty"),
+    (b"mine\n", "not a log of roomkeyd's; it has not been touched"),
+    (b"roomkeyd keys.log 2\n", "it was written by a newer roomkeyd"),
+])
+@pytest.mark.parametrize("name", ["check", "export"])
+def test_what_is_no_log(data, name, log, reason):
+    (data / "keys.log").write_bytes(log)
+    code, output, errors = command(name, "--data", data)
+    assert (code, output) == (1, "")
+    assert errors == f"roomkeyd: {data}: keys.log: {reason}\n"
+    assert (data / "keys.log").read_bytes() == log
+
+
+def test_a_long_export_to_a_full_device(data):
+    """It stops where the device does, not at the log's end; and says so once."""
+    log = (data / "keys.log").read_bytes()
+    for i in range(500):
+        log = with_record(log, "-", f"r{i}", "k" * 200)
+    (data / "keys.log").write_bytes(log)
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = run("export", "--data", data, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "roomkeyd: standard output: No space left on device\n"
+
+
 def test_export_to_a_full_device(data):
     with open("/dev/full", "w", encoding="ascii") as full:
         done = run("export", "--data", data, stdout=full)
