@@ -410,8 +410,9 @@ static enum reply_id json_split(struct json *json) {
     jsmn_init(&parser);
     int count = jsmn_parse(&parser, json->text.p, json->text.n, json->tokens, room);
     if (count == (int)room) return REPLY_SUCCESS;
-    /* It cannot come to this: jsmn refuses stray bytes, bad escapes, brackets that do not match,
-     * values in place of names, and more tokens than it has room for; the scan let none pass. */
+    /* No test comes here, it cannot come to this: jsmn refuses stray bytes, bad escapes, brackets
+     * that do not match, values in place of names, and more tokens than it has room for; the scan
+     * let none pass. */
     json_free(json);
     json->why = "unknown structure";
     return REPLY_INVALID_JSON;

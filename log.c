@@ -305,34 +305,23 @@ static void consume(struct log_reader *reader, size_t n) {
 }
 
 int log_read_line(struct log_reader *reader, struct log_span *span) {
-    for (;;) {
-        if (fill(reader) < 0) return -1;
-        size_t available = reader->end - reader->begin;
-        if (available == 0) return 0;
-        size_t window = available < LOG_LINE_MAX_BYTES ? available : LOG_LINE_MAX_BYTES;
-        const char *start = reader->buffer + reader->begin;
-        const char *newline = memchr(start, '\n', window);
-        span->text = (struct slice){start, newline ? (size_t)(newline - start) : window};
-        span->offset = reader->offset;
-        span->is_whole = newline != NULL;
-        bool was_in_line = reader->in_line;
-        reader->in_line = !newline;
-        consume(reader, span->text.n + span->is_whole);
-        if (!was_in_line) return 1;
-    }
+    if (fill(reader) < 0) return -1;
+    size_t available = reader->end - reader->begin;
+    if (available == 0) return 0;
+    size_t window = available < LOG_LINE_MAX_BYTES ? available : LOG_LINE_MAX_BYTES;
+    const char *start = reader->buffer + reader->begin;
+    const char *newline = memchr(start, '\n', window);
+    span->text = (struct slice){start, newline ? (size_t)(newline - start) : window};
+    span->offset = reader->offset;
+    span->is_whole = newline != NULL;
+    consume(reader, span->text.n + span->is_whole);
+    return 1;
 }
 
-/* Goes on reading at an offset, without reading again what is in the buffer. */
-static void read_on_at(struct log_reader *reader, uint64_t offset) {
-    uint64_t buffered = reader->offset - reader->begin;
-    if (offset < buffered || offset > buffered + reader->end) {
-        reader->end = 0;
-        reader->at_end = false;
-        buffered = offset;
-    }
-    reader->begin = (size_t)(offset - buffered);
+/* Goes back to the byte at `offset`, which is in the span given last and so in the buffer. */
+static void go_back(struct log_reader *reader, uint64_t offset) {
+    reader->begin -= (size_t)(reader->offset - offset);
     reader->offset = offset;
-    reader->in_line = false;
 }
 
 void log_look_inside(struct log_reader *reader, const struct log_span *span) {
@@ -341,11 +330,10 @@ void log_look_inside(struct log_reader *reader, const struct log_span *span) {
     for (size_t i = 1; i + CRC_CHARS < text.n; i++)
         if (text.p[i + CRC_CHARS] == '\t' &&
             read_hex((struct slice){text.p + i, CRC_CHARS}, &crc)) {
-            read_on_at(reader, span->offset + i);
+            go_back(reader, span->offset + i);
             return;
         }
-    if (!span->is_whole && text.n > CRC_CHARS)
-        read_on_at(reader, span->offset + text.n - CRC_CHARS);
+    if (!span->is_whole && text.n > CRC_CHARS) go_back(reader, span->offset + text.n - CRC_CHARS);
 }
 
 /* ------------------------------------------------------------------------ opening */

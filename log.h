@@ -69,8 +69,7 @@ struct log_reader {
     char *buffer;    /* LOG_READ_BUFFER_BYTES */
     uint64_t offset; /* where the next line begins in the file; set it to begin there */
     size_t begin, end;
-    bool at_end;  /* nothing more in the file than in the buffer */
-    bool in_line; /* the next byte is inside a line that was given up */
+    bool at_end; /* nothing more in the file than in the buffer */
 };
 
 /* Bytes that may be a line. */
@@ -80,7 +79,7 @@ struct log_span {
     bool is_whole; /* a newline ends it; otherwise it is too long for a line, or the file ends */
 };
 
-/* The next line. Behind one that is not whole, reading goes on after the next newline. Returns 1, 0
+/* The next line. One that is too long comes in pieces, none but the last of them whole. Returns 1, 0
  * at the end, -1 with errno set. */
 int log_read_line(struct log_reader *reader, struct log_span *span);
 

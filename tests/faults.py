@@ -360,7 +360,8 @@ class Run:
 
     def stop(self):
         """Ends the server and holds what it said against its exit code."""
-        expect(not self.has_ended(), "it ended by itself, exit code", self.server.process.poll())
+        has_ended_by_itself = self.has_ended() and not self.server.asked_to_stop
+        expect(not has_ended_by_itself, "it ended by itself, exit code", self.server.process.poll())
         if not self.server.asked_to_stop:
             self.server.send_signal(signal.SIGTERM)
         try:

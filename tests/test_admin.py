@@ -1,11 +1,16 @@
 """The commands beside `serve`: check, with its --salvage, and export."""
 
 import json
+import os
 import re
+import struct
+import subprocess
 
 import pytest
 
-from server import ALICE, crc32c, records, run, set_request, write_data
+from server import (
+    ALICE, TIMEOUT_S, binary, crc32c, records, run, set_request, write_data,
+)
 
 ROOMS = [f"room-{i}" for i in range(8)]
 ODD_ROOM, ODD_KEY = 'tab\tquote"back\\slash', "new\nline ü"
@@ -168,6 +173,62 @@ def test_bad_usage(arguments):
 def test_help(name):
     code, output, errors = command(name, "--help")
     assert (code, errors) == (0, "") and output.startswith(f"usage: roomkeyd {name} ")
+
+
+def record(offset, user, room, key):
+    """A line of a log, in a batch of its own, for this offset."""
+    body = f"{offset:x}\tS\t1732354800000\t{user}\t{room}\t{key}".encode()
+    return b"%08x\t%s\n" % (crc32c(body), body)
+
+
+def test_export_of_a_key_that_nobody_is_known_to_have_set(data):
+    log = (data / "keys.log").read_bytes()
+    (data / "keys.log").write_bytes(log + record(len(log), "-", "old", "k"))
+    code, output, errors = command("export", "--data", data)
+    assert (code, errors) == (0, "")
+    assert output.splitlines()[-1] == (
+        '{"_id":"old","e2eKeyId":"k","setBy":null,"setAt":"2024-11-23T09:40:00.000Z"}')
+
+
+@pytest.mark.parametrize("log,reason", [
+    (b"", "empty"),
+    (b"mine\n", "not a log of roomkeyd's; it has not been touched"),
+    (b"roomkeyd keys.log 2\n", "it was written by a newer roomkeyd"),
+])
+@pytest.mark.parametrize("name", ["check", "export"])
+def test_what_is_no_log(data, name, log, reason):
+    (data / "keys.log").write_bytes(log)
+    code, output, errors = command(name, "--data", data)
+    assert (code, output) == (1, "")
+    assert errors == f"roomkeyd: {data}: keys.log: {reason}\n"
+    assert (data / "keys.log").read_bytes() == log
+
+
+def test_a_long_export_stops_where_the_device_is_full(data, tmp_path):
+    """Not at the log's end, which may be far: it reads less than where there is room."""
+    log = bytearray((data / "keys.log").read_bytes())
+    while len(log) < 4 << 20:
+        log += record(len(log), "-", f"r{len(log)}", "k" * 255)
+    (data / "keys.log").write_bytes(log)
+    report = tmp_path / "report"
+
+    def export(path):
+        """(how it ended, how often it read)"""
+        with open(path, "w", encoding="ascii") as device:
+            done = subprocess.run(
+                [binary("ROOMKEYD_FAULTS"), "export", "--data", data], stdout=device,
+                stderr=subprocess.PIPE, env={**os.environ, "FAULTS_REPORT": str(report)},
+                text=True, check=False, timeout=TIMEOUT_S)
+        counts = {name: used for name, used, _ in
+                  struct.iter_unpack("16sII", report.read_bytes())}
+        report.unlink()
+        return (done.returncode, done.stderr), counts[b"pread64".ljust(16, b"\0")]
+
+    ended, reads_of_all = export("/dev/null")
+    assert ended == (0, "")
+    ended, reads = export("/dev/full")
+    assert ended == (1, "roomkeyd: standard output: No space left on device\n")
+    assert reads < reads_of_all - 2
 
 
 def test_export_to_a_full_device(data):

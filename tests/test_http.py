@@ -56,6 +56,21 @@ def test_one_byte_at_a_time(server):
         assert client.reply().body == b"ok"
 
 
+def test_the_largest_request_after_its_first_bytes(server):
+    """Its buffer grows with it, to no more than any request may need."""
+    fields = [*ALICE_FIELDS, JSON_TYPE, ("X-Filler", "f" * (HEAD_LIMIT - 1000))]
+    body = compact({"filler": "", "rid": "large", "keyID": "k"})
+    body = body.replace(b'""', b'"%s"' % (b"x" * (BODY_LIMIT - len(body))), 1)
+    wire = request("POST", SET_PATH, fields, body)
+    assert len(body) == BODY_LIMIT and len(wire) > BODY_LIMIT + HEAD_LIMIT - 1000
+    with server.client() as client:
+        client.send(wire[:10])
+        assert server.ask(HEALTHZ).status == 200  # by now the first bytes have been looked at
+        client.send(wire[10:])
+        client.reply().is_json(200, SUCCESS)
+        client.ask(info_request("large")).is_json(200, room_info("large", "c", "k"))
+
+
 def test_a_hundred_requests_in_one_segment(server):
     wire, expected = b"", []
     for i in range(25):

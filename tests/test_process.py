@@ -72,6 +72,7 @@ def test_version():
         (["--listen", "[127.0.0.1]:0"], "[127.0.0.1]:0"),
         (["--listen", "unix:"], "unix:"),
         (["--listen", "unix:/" + "x" * 200], "unix:/"),
+        (["--listen", LOCAL] * 17, "more than 16 times"),
         (["--max-connections", "0"], "0"),
         (["--max-connections", "-1"], "-1"),
         (["--max-connections", "x"], "x"),
@@ -532,6 +533,23 @@ def test_max_connections(serve):
     for client in clients:
         assert client.ask(HEALTHZ).status == 200
         client.close()
+
+
+def test_many_connections_beyond_the_limit(serve):
+    """Only so many are told at a time that there are too many: the rest waits in the kernel's queue
+    until some of those have gone, and no descriptors are spent on it."""
+    server = serve("--max-connections", "1")
+    server.expected_stderr = "cannot accept connections for now: too many connections beyond"
+    with server.client() as first:
+        assert first.ask(HEALTHZ).status == 200
+        late = [server.client() for _ in range(80)]
+        assert server.stderr.wait_for(len), "all of them were accepted"
+        assert server.descriptors() < 80
+        for client in late:  # in order, as they were accepted
+            assert client.reply().status == 503
+            client.close()
+        assert first.ask(HEALTHZ).status == 200
+    wait_until(lambda: server.ask(HEALTHZ).status == 200, "the one place to be free again")
 
 
 def test_out_of_descriptors(serve):

@@ -498,8 +498,13 @@ static uint32_t plain_crc32c(struct slice bytes) {
     return ~crc;
 }
 
-static void the_checksum_is_crc32c(void **state) {
-    (void)state;
+#if defined(__x86_64__)
+/* What __builtin_cpu_supports reads, in gcc's runtime and in clang's. */
+extern struct { unsigned vendor, type, subtype, features[1]; } __cpu_model;
+#define FEATURE_SSE42 (1u << 8)
+#endif
+
+static void assert_checksums(void) {
     struct log_line line;
     char text[LOG_LINE_MAX_BYTES], id[ID_MAX_BYTES], crc[9];
 
@@ -515,6 +520,19 @@ static void the_checksum_is_crc32c(void **state) {
         snprintf(crc, sizeof crc, "%08" PRIx32, plain_crc32c((struct slice){text + 9, size - 10}));
         assert_memory_equal(text, crc, 8);
     }
+}
+
+/* By the processor's instruction, and as on a processor that has none. */
+static void the_checksum_is_crc32c(void **state) {
+    (void)state;
+    assert_checksums();
+#if defined(__x86_64__)
+    unsigned features = __cpu_model.features[0];
+    __cpu_model.features[0] &= ~FEATURE_SSE42;
+    assert_false(__builtin_cpu_supports("sse4.2")); /* or nothing has been turned off */
+    assert_checksums();
+    __cpu_model.features[0] = features;
+#endif
 }
 
 static void ids_are_escaped_one_way_only(void **state) {
@@ -772,6 +790,31 @@ static void a_log_may_be_longer_than_any_buffer(void **state) {
         room[n + i % (ID_MAX_BYTES - n)] = '\0';
         assert_key(room, key);
     }
+}
+
+/* What one large batch needed is given back behind it, and the next ones begin anew. */
+static void a_batch_may_be_larger_than_any_other(void **state) {
+    (void)state;
+    enum { ROOMS = 70000, BATCHES = 3 };
+    char room[32];
+    open_store();
+    for (int i = 0; i < ROOMS; i++) {
+        snprintf(room, sizeof room, "room %d", i);
+        must_set(room, "k");
+    }
+    must_commit();
+    for (int i = 0; i < 2 * BATCHES; i++) {
+        snprintf(room, sizeof room, "later %d", i);
+        if (i == BATCHES - 1) disarm();
+        must_set(room, "k");
+        must_commit();
+    }
+    assert_int_equal(faults[REALLOC].made, 2); /* bytes and entries of the batch given back */
+    disarm();
+    reopen();
+    assert_key("room 0", "k");
+    assert_key("room 69999", "k");
+    assert_key("later 5", "k");
 }
 
 /* ------------------------------------------------------------------------ torn tails and damage */
@@ -1551,6 +1594,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(random_runs_agree_with_the_model, seed_generator,
                                         tear_down),
         UNIT(a_log_may_be_longer_than_any_buffer),
+        UNIT(a_batch_may_be_larger_than_any_other),
         UNIT(a_log_cut_anywhere_keeps_its_whole_lines),
         UNIT(a_changed_byte_is_damage_or_a_torn_tail),
         UNIT(a_seal_certifies_the_log_to_its_end),
