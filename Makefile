@@ -46,7 +46,7 @@ static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static fuzz
 FUZZED   := http json request access log
-UNITS    := sha256 table access access_work http api store
+UNITS    := sha256 table access access_work http api store listen
 TIMED    := access api
 
 .PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-short torture-large m32 tsan lint bench clean help
