@@ -301,6 +301,14 @@ def test_a_wrong_count_is_refused(serve, count, listen, message):
 # ---- restarts ----------------------------------------------------------------------------------
 
 
+def refuses(address):
+    try:
+        Client(address).close()
+    except ConnectionError:
+        return True
+    return False
+
+
 def test_who_has_just_connected_is_served_before_the_end(serve):
     """A request that is on its way when the signal comes is not answered with a closed door."""
     server = serve()
@@ -308,6 +316,7 @@ def test_who_has_just_connected_is_served_before_the_end(serve):
     with server.client() as client:
         wait_until(lambda: server.descriptors() > before, "the connection to be accepted")
         server.send_signal(signal.SIGTERM)
+        wait_until(lambda: refuses(server.address), "the server to stop listening")
         reply = client.ask(set_request("room", "key"))
         reply.is_json(200, SUCCESS)
         assert reply.field("Connection") == "close"
