@@ -1,9 +1,10 @@
 """The units and the manual before their own judges: systemd-analyze and mandoc; and the programs
 under the unit's system call filter.
 
-systemd itself cannot run here. So its filter is put together from the unit as systemd does it, from
-`systemd-analyze syscall-filter`, and loaded by libseccomp into the process that becomes the server;
-what the filter does not let through kills it. Needs systemd, mandoc and python3-seccomp of Debian.
+The filter is put together from the unit as systemd does it, from `systemd-analyze syscall-filter`,
+and loaded by libseccomp into the process that becomes the server. What it does not let through kills
+the process here, while systemd lets the call fail; the service as a whole is in test_systemd.py.
+Needs systemd, man-db, mandoc and python3-seccomp of Debian.
 """
 
 import os
