@@ -52,11 +52,11 @@ static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static fuzz cover cover-quick
 FUZZED   := http json request access log
-UNITS    := sha256 table access access_work http api store
+UNITS    := sha256 table access access_work http api store listen
 TIMED    := access api
 
-.PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-short torture-large m32 \
-        tsan lint cover bench bench-scale clean help
+.PHONY: all static install uninstall test units corpus server fuzz test-ecosystem torture torture-timed torture-short \
+        torture-large m32 tsan lint cover bench bench-scale clean help
 all: roomkeyd
 
 roomkeyd: build/release/roomkeyd
@@ -139,6 +139,24 @@ WRAP_test_access := $(call wrap,malloc calloc realloc reallocarray read getrando
 # A static binary, for an empty root. With musl it is small; without it, it is what CC makes.
 static: build/static/roomkeyd
 	@ls -l $<
+
+# For a service under systemd. PREFIX is where it is to run from, DESTDIR a root to put that into.
+# The units name /usr/local, which is replaced.
+PREFIX  ?= /usr/local
+DESTDIR ?=
+INSTALL ?= install
+UNITDIR := $(PREFIX)/lib/systemd/system
+
+install: roomkeyd
+	$(INSTALL) -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(UNITDIR)
+	$(INSTALL) -m 755 roomkeyd $(DESTDIR)$(PREFIX)/sbin/roomkeyd
+	$(INSTALL) -m 644 deploy/roomkeyd.8 $(DESTDIR)$(PREFIX)/share/man/man8/roomkeyd.8
+	$(INSTALL) -m 644 deploy/roomkeyd.service deploy/roomkeyd.socket $(DESTDIR)$(UNITDIR)
+	sed -i 's|/usr/local/|$(PREFIX)/|' $(DESTDIR)$(UNITDIR)/roomkeyd.service
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/sbin/roomkeyd $(DESTDIR)$(PREFIX)/share/man/man8/roomkeyd.8 \
+	    $(DESTDIR)$(UNITDIR)/roomkeyd.service $(DESTDIR)$(UNITDIR)/roomkeyd.socket
 
 # A unit's runner prints cmocka's own lines; the first failure stops. Those that hold the code to times
 # run once more without sanitizers.
@@ -257,6 +275,8 @@ clean:
 help:
 	@echo 'make                 ./roomkeyd'
 	@echo 'make static          build/static/roomkeyd, for an empty root'
+	@echo 'make install         binary, manual, systemd units; PREFIX= and DESTDIR='
+	@echo 'make uninstall'
 	@echo 'make test            units and whole server, with sanitizers'
 	@echo 'make test-ecosystem  the heavy clients'
 	@echo 'make fuzz            every fuzzer for SECONDS= each'

@@ -50,6 +50,9 @@
 #define CONN_LINGER_MS 2000 /* for a client to see the end of the connection and close its own */
 #endif
 
+/* When the server stops: for a client that has just connected, and whose request is on its way. */
+#define CONN_LAST_CALL_MS 500
+
 #define OUT_LIMIT_BYTES 65536 /* of unsent replies; past them a connection is not parsed further */
 #define APPLY_PER_PASS                                                                             \
     16 /* requests of one connection, so that a long pipeline is not a long pass */
@@ -91,7 +94,7 @@ struct conn {
 /* Milliseconds that a connection may stay in a state; -1 for ever. */
 static int64_t duration_ms(const struct conns *conns, enum conn_state state) {
     switch (state) {
-    case CONN_IDLE: return conns->is_draining ? 0 : CONN_IDLE_MS;
+    case CONN_IDLE: return conns->is_draining ? CONN_LAST_CALL_MS : CONN_IDLE_MS;
     case CONN_HEAD: return CONN_HEAD_MS;
     case CONN_BODY: return CONN_BODY_MS; /* NOLINT(bugprone-branch-clone): equal by chance */
     case CONN_WRITE: return CONN_WRITE_MS;

@@ -2,14 +2,17 @@
  * listen.c: listening sockets.
  *
  *     text --parse_address--> struct address --bind_and_listen--> descriptor --describe--> text
+ *                                                     systemd's --> descriptor --describe--> text
  *
- * It knows addresses and Unix socket files, and neither epoll nor connections. What it refuses:
- * host names (which address would be meant is the operator's to say) and ports past 65535.
+ * It knows addresses, Unix socket files and what systemd passes, and neither epoll nor connections.
+ * What it refuses: host names (which address would be meant is the operator's to say) and ports past
+ * 65535.
  */
 #include "listen.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
@@ -82,12 +85,7 @@ static bool remove_stale_socket(const struct sockaddr_un *un) {
 static int bind_and_listen(int fd, const struct address *address) {
     const struct sockaddr *name = (const struct sockaddr *)&address->any;
     int on = 1, family = name->sa_family;
-    if (family != AF_UNIX) {
-        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-        /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it
-         * back. */
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    }
+    if (family != AF_UNIX) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
     int result = bind(fd, name, address->size);
     if (result < 0 && errno == EADDRINUSE && family == AF_UNIX && remove_stale_socket(&address->un))
@@ -95,30 +93,39 @@ static int bind_and_listen(int fd, const struct address *address) {
     return result < 0 ? -1 : listen(fd, LISTEN_BACKLOG);
 }
 
-/* Fills in all that a listener remembers of its address. */
-static int describe(struct listener *listener, int fd, struct address *address) {
+/* Takes the descriptor of a socket that listens, and names it. */
+static int describe(struct listener *listener, int fd) {
+    struct address address = {.size = sizeof address.any};
+    if (getsockname(fd, (struct sockaddr *)&address.any, &address.size) < 0) return -1;
+    const char *path = address.un.sun_path;
+    int on = 1, family = address.any.ss_family;
+    bool is_v6 = family == AF_INET6, is_abstract = path[0] == '\0';
+    const void *ip = is_v6 ? (void *)&address.in6.sin6_addr : (void *)&address.in.sin_addr;
     char host[INET6_ADDRSTRLEN];
-    struct stat status;
-    switch (address->any.ss_family) {
-    case AF_UNIX:
-        if (lstat(address->un.sun_path, &status) < 0) return -1;
-        memcpy(listener->unix_path, address->un.sun_path, sizeof listener->unix_path);
-        listener->unix_dev = status.st_dev;
-        listener->unix_ino = status.st_ino;
-        snprintf(listener->name, sizeof listener->name, "unix:%s", listener->unix_path);
-        return 0;
-    case AF_INET6:
-        if (getsockname(fd, (struct sockaddr *)&address->any, &address->size) < 0) return -1;
-        inet_ntop(AF_INET6, &address->in6.sin6_addr, host, sizeof host);
-        snprintf(listener->name, sizeof listener->name, "[%s]:%u", host,
-                 ntohs(address->in6.sin6_port));
-        return 0;
-    default:
-        if (getsockname(fd, (struct sockaddr *)&address->any, &address->size) < 0) return -1;
-        inet_ntop(AF_INET, &address->in.sin_addr, host, sizeof host);
-        snprintf(listener->name, sizeof listener->name, "%s:%u", host, ntohs(address->in.sin_port));
-        return 0;
+    if (family == AF_UNIX) {
+        snprintf(listener->name, sizeof listener->name, "unix:%s%s", is_abstract ? "@" : "",
+                 path + is_abstract);
+    } else {
+        if (!inet_ntop(family, ip, host, sizeof host)) return -1;
+        snprintf(listener->name, sizeof listener->name, is_v6 ? "[%s]:%u" : "%s:%u", host,
+                 ntohs(address.in.sin_port)); /* which is where sin6_port is */
+        /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it
+         * back. */
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     }
+    listener->fd = fd;
+    return 0;
+}
+
+/* Remembers which file a Unix socket has made. */
+static int claim_path(struct listener *listener, const struct address *address) {
+    struct stat status;
+    if (address->any.ss_family != AF_UNIX) return 0;
+    if (lstat(address->un.sun_path, &status) < 0) return -1;
+    memcpy(listener->unix_path, address->un.sun_path, sizeof listener->unix_path);
+    listener->unix_dev = status.st_dev;
+    listener->unix_ino = status.st_ino;
+    return 0;
 }
 
 bool listen_is_address(const char *text) {
@@ -135,14 +142,38 @@ int listen_open(struct listener *listener, const char *text) {
     *listener = (struct listener){.fd = -1};
     int fd = socket(address.any.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return -1;
-    if (bind_and_listen(fd, &address) < 0 || describe(listener, fd, &address) < 0) {
+    if (bind_and_listen(fd, &address) < 0 || claim_path(listener, &address) < 0 ||
+        describe(listener, fd) < 0) {
         int error = errno;
         close(fd);
         errno = error;
         return -1;
     }
-    listener->fd = fd;
     return 0;
+}
+
+int listen_count_passed(void) {
+    const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
+    char *end = "";
+    long count = 0;
+    if (pid && fds && strtol(pid, NULL, 10) == (long)getpid()) count = strtol(fds, &end, 10);
+    if (*end || count < 0 || count > INT16_MAX) count = -1;
+    unsetenv("LISTEN_PID");
+    unsetenv("LISTEN_FDS");
+    unsetenv("LISTEN_FDNAMES");
+    return (int)count;
+}
+
+int listen_adopt(struct listener *listener, int fd) {
+    int type = 0, listens = 0;
+    socklen_t size = sizeof(int);
+    *listener = (struct listener){.fd = -1};
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 || type != SOCK_STREAM ||
+        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) < 0 || !listens ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ||
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
+        return -1;
+    return describe(listener, fd);
 }
 
 void listen_close(struct listener *listener) {

@@ -12,10 +12,11 @@
 
 struct listener {
     int fd;                                                    /* non-blocking, close-on-exec */
-    char unix_path[sizeof((struct sockaddr_un *)0)->sun_path]; /* "" for TCP */
+    char unix_path[sizeof((struct sockaddr_un *)0)->sun_path]; /* to unlink, or "" */
     dev_t unix_dev;
     ino_t unix_ino;               /* to unlink at the end only what is still ours */
-    char name[LISTEN_NAME_BYTES]; /* the address as listen_open would take it, with the real port */
+    char name[LISTEN_NAME_BYTES]; /* the address as listen_open takes it, with the real port;
+                                     unix:@NAME for an abstract socket, which it does not take */
 };
 
 /* Whether text is ADDR:PORT, [ADDR]:PORT (numeric, port 0 for any free one) or unix:PATH. */
@@ -26,7 +27,18 @@ bool listen_is_address(const char *text);
  * its IPv4 twin can be given together. Returns 0, or -1 with errno set. */
 int listen_open(struct listener *listener, const char *text);
 
-/* Closes a listener; a Unix socket's path is unlinked. */
+/* How many sockets this process was started with, as systemd passes them (sd_listen_fds(3)): their
+ * descriptors are LISTEN_PASSED_FD and those that follow. Looks at LISTEN_FDS and LISTEN_PID, and
+ * takes them out of the environment. Returns 0 too when they are meant for another process, and -1
+ * when LISTEN_FDS is no number. */
+#define LISTEN_PASSED_FD 3
+int listen_count_passed(void);
+
+/* Makes a listener of a passed socket. Its path, if it has one, belongs to whoever made it. Returns
+ * 0, or -1 when the descriptor is no listening stream socket, TCP or Unix. */
+int listen_adopt(struct listener *listener, int fd);
+
+/* Closes a listener; the path of a Unix socket that listen_open made is unlinked. */
 void listen_close(struct listener *listener);
 
 #endif

@@ -32,10 +32,12 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -91,10 +93,28 @@ struct server {
     struct reload reload;
 };
 
-static int64_t monotonic_ms(void) {
+static int64_t monotonic_us(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+static int64_t monotonic_ms(void) { return monotonic_us() / 1000; }
+
+/* Tells the service manager that started this process (sd_notify(3)); where there is none, nobody.
+ * What it does not take at once is lost: it is news of the service, not the service. */
+static void notify(const char *news) {
+    struct sockaddr_un un = {.sun_family = AF_UNIX};
+    const char *path = getenv("NOTIFY_SOCKET");
+    size_t size = path ? strlen(path) : 0;
+    if (size < 2 || size > sizeof un.sun_path || !strchr("/@", path[0])) return;
+    memcpy(un.sun_path, path, size);
+    if (path[0] == '@') un.sun_path[0] = '\0'; /* an abstract one */
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return;
+    socklen_t un_size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size);
+    sendto(fd, news, strlen(news), 0, (const struct sockaddr *)&un, un_size);
+    close(fd);
 }
 
 /* ------------------------------------------------------------------------ phase: accept */
@@ -163,13 +183,23 @@ static void *reload_main(void *argument) {
     return NULL;
 }
 
+/* Says that a reread has been asked for, and when: the manager, which looks for one that is later
+ * than its signal, reads the same clock. */
+static void notify_reloading(void) {
+    char news[64];
+    snprintf(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=%" PRId64, monotonic_us());
+    notify(news);
+}
+
 /* Starts rereading users and rooms beside the loop, or remembers to when that is under way. */
 static void start_reload(struct server *server) {
     struct reload *reload = &server->reload;
+    notify_reloading();
     reload->is_wanted = reload->is_running;
     if (reload->is_running) return;
     int error = pthread_create(&reload->thread, NULL, reload_main, reload);
     if (error) fprintf(stderr, "roomkeyd: cannot reload: %s\n", strerror(error));
+    if (error) notify("READY=1");
     reload->is_running = error == 0;
 }
 
@@ -185,6 +215,7 @@ static void finish_reload(struct server *server) {
     } else {
         fprintf(stderr, "roomkeyd: %s; users and rooms stay as they were\n", reload->why);
     }
+    if (!reload->is_wanted) notify("READY=1");
     if (reload->is_wanted) start_reload(server);
 }
 
@@ -199,6 +230,7 @@ static void close_listeners(struct server *server) {
 /* The first SIGTERM or SIGINT: whoever has connected by now is served to the end, nobody else
  * is. */
 static void start_draining(struct server *server) {
+    notify("STOPPING=1");
     for (int i = 0; i < server->listening_count; i++)
         while (accept_conns(server, server->listening[i].source.fd)) continue;
     close_listeners(server);
@@ -307,22 +339,42 @@ static void run(struct server *server) {
 
 /* ------------------------------------------------------------------------ the process */
 
-/* Opens all listeners. Without --listen: both loopback addresses, as `localhost` may be either. */
+/* Takes the listener in the next free place, which has just been opened, into the loop. */
+static bool add_listener(struct server *server) {
+    struct listening *listening = &server->listening[server->listening_count++];
+    listening->source = (struct source){SOURCE_LISTENER, listening->listener.fd};
+    return source_watch(server->conns.epoll_fd, &listening->source, EPOLL_CTL_ADD, EPOLLIN);
+}
+
+/* Takes over the listeners that the service manager has opened; they outlive this process, and what
+ * waits in them waits for the next one. */
+static int adopt_listeners(struct server *server) {
+    int count = listen_count_passed(), max = LISTENERS_MAX - server->options.listen_count;
+    if (count < 0 || count > max) {
+        fprintf(stderr, "roomkeyd: LISTEN_FDS is not a number from 0 to %d\n", max);
+        return -1;
+    }
+    for (int fd = LISTEN_PASSED_FD; fd < LISTEN_PASSED_FD + count; fd++) {
+        struct listening *listening = &server->listening[server->listening_count];
+        if (listen_adopt(&listening->listener, fd) == 0 && add_listener(server)) continue;
+        fprintf(stderr, "roomkeyd: LISTEN_FDS: descriptor %d is no listening stream socket\n", fd);
+        return -1;
+    }
+    return 0;
+}
+
+/* Opens all other listeners. If there are none at all: both loopback addresses, as `localhost` may
+ * be either. */
 static int open_listeners(struct server *server) {
     static const char *const defaults[] = {"127.0.0.1:3000", "[::1]:3000"};
     const struct options *options = &server->options;
-    bool is_default = options->listen_count == 0;
+    if (adopt_listeners(server) < 0) return -1;
+    bool is_default = options->listen_count + server->listening_count == 0;
     int count = is_default ? 2 : options->listen_count;
     for (int i = 0; i < count; i++) {
         struct listening *listening = &server->listening[server->listening_count];
         const char *text = is_default ? defaults[i] : options->listen[i];
-        listening->source.kind = SOURCE_LISTENER;
-        if (listen_open(&listening->listener, text) == 0) {
-            server->listening_count++;
-            listening->source.fd = listening->listener.fd;
-            if (source_watch(server->conns.epoll_fd, &listening->source, EPOLL_CTL_ADD, EPOLLIN))
-                continue;
-        }
+        if (listen_open(&listening->listener, text) == 0 && add_listener(server)) continue;
         bool has_no_ipv6 = errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL;
         if (is_default && i == 1 && has_no_ipv6) continue;
         fprintf(stderr, "roomkeyd: cannot listen on %s: %s\n", text, strerror(errno));
@@ -441,6 +493,7 @@ static int serve(const struct options *options) {
     bool has_started = start(server) == 0;
     if (has_started) {
         print_ready_lines(server);
+        notify("READY=1");
         run(server);
     }
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
@@ -460,8 +513,8 @@ static const char HELP[] =
     "Sets the key ID of an end-to-end encrypted room, once: POST /api/v1/e2e.setRoomKeyID.\n"
     "\n"
     "  --listen ADDR         127.0.0.1:3000, 0.0.0.0:3000, [::]:3000 or unix:PATH; port 0 for any\n"
-    "                        free one; may be given several times\n"
-    "                        (default 127.0.0.1:3000 and [::1]:3000)\n"
+    "                        free one; may be given several times (default: the sockets that\n"
+    "                        systemd passes, or else 127.0.0.1:3000 and [::1]:3000)\n"
     "  --data DIR            the directory of users, rooms and keys.log (default data)\n"
     "  --max-connections N   more than these are answered 503 (default 16384, at most what the\n"
     "                        descriptor limit leaves)\n"

@@ -76,15 +76,14 @@ def redis_load_time(directory, data):
     with subprocess.Popen(["awk", "-F\t", program, data / "keys.log"], stdout=subprocess.PIPE) as awk:
         subprocess.run([*cli, "--pipe"], stdin=awk.stdout, check=True, stdout=subprocess.DEVNULL)
     redis.stop()
-    log = directory / "redis.log"
     with subprocess.Popen(
-            [bench.tool("redis-server", "redis-server"), "--port", "0", "--dir", directory, "--save", "",
-             "--appendonly", "yes", "--logfile", log]) as process:
-        while not (found := re.search(r"DB loaded from append only file: ([0-9.]+) seconds",
-                                      log.read_text() if log.exists() else "")):
-            time.sleep(0.1)
-        process.terminate()
-    return float(found[1])
+            [bench.tool("redis-server", "redis-server"), "--port", str(bench.free_port()), "--dir",
+             directory, "--save", "", "--appendonly", "yes"], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if found := re.search(r"DB loaded from append only file: ([0-9.]+) seconds", line):
+                process.terminate()
+                return float(found[1])
+    sys.exit("bench: Redis did not load its append-only file")
 
 
 def idle_connection_bytes(peer):

@@ -310,7 +310,7 @@ class Server:
     """A running roomkeyd. listen: the addresses for --listen."""
 
     def __init__(self, directory, *options, listen=("127.0.0.1:0",), program=None, wrapper=(),
-                 environment=None, before_exec=None):
+                 environment=None, before_exec=None, pass_fds=()):
         self.directory = pathlib.Path(directory)
         arguments = [*map(str, wrapper), program or binary()]
         for address in listen:
@@ -318,7 +318,7 @@ class Server:
         arguments += ["--data", str(directory), *map(str, options)]
         self.process = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **(environment or {})}, preexec_fn=before_exec,
+            env={**os.environ, **(environment or {})}, preexec_fn=before_exec, pass_fds=pass_fds,
         )
         self.pid = self.process.pid
         self.stdout, self.stderr = Lines(self.process.stdout), Lines(self.process.stderr)
@@ -486,6 +486,29 @@ def records(log):
         if len(fields) == 7 and fields[2] == "S":
             found.append(tuple(unescape(field) for field in fields[4:]))
     return found
+
+
+# ---- what a service manager does ---------------------------------------------------------------
+
+# Moves the descriptors of argument 1 to 3 and those that follow, says so in the environment (of this
+# very process: LISTEN_PID), and becomes the rest of the arguments.
+PASS_ON = """if True:
+    import fcntl, os, sys
+    descriptors = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1].split()]
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, 3 + number)
+        os.close(descriptor)
+    os.environ.setdefault("LISTEN_PID", str(os.getpid()))
+    os.environ.setdefault("LISTEN_FDS", str(len(descriptors)))
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def passing(*files):
+    """Options for a Server that is to find these open files (numbers) at descriptors 3, 4, ..."""
+    numbers = [file if isinstance(file, int) else file.fileno() for file in files]
+    wrapper = ["/usr/bin/python3", "-I", "-c", PASS_ON, " ".join(map(str, numbers))]
+    return {"wrapper": wrapper, "pass_fds": numbers}
 
 
 # ---- disks that are slow or broken -------------------------------------------------------------

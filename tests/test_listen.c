@@ -1,0 +1,70 @@
+/*
+ * test_listen.c: what the environment says of passed sockets. All else of listen.c is in
+ * test_process.py and test_service.py, over real sockets.
+ */
+#include "listen.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define MINE "mine" /* stands for this process's ID */
+
+static void set(const char *name, const char *value) {
+    char pid[32];
+    snprintf(pid, sizeof pid, "%ld", (long)getpid());
+    if (value)
+        setenv(name, strcmp(value, MINE) == 0 ? pid : value, 1);
+    else
+        unsetenv(name);
+}
+
+static void test_count_passed(void **state) {
+    static const struct {
+        const char *pid, *fds;
+        int count;
+    } rows[] = {
+        {NULL, NULL, 0},
+        {MINE, NULL, 0},
+        {NULL, "1", 0},
+        {"", "1", 0},
+        {"1", "1", 0},
+        {"x", "1", 0},
+        {"-1", "1", 0},
+        {MINE, "1", 1},
+        {MINE, "16", 16},
+        {MINE, "0", 0},
+        {MINE, "", 0},
+        {MINE, "-1", -1},
+        {MINE, "x", -1},
+        {MINE, "1x", -1},
+        {MINE, "32767", 32767},
+        {MINE, "32768", -1},
+        {MINE, "4294967297", -1},
+        {MINE, "99999999999999999999", -1},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        set("LISTEN_PID", rows[i].pid);
+        set("LISTEN_FDS", rows[i].fds);
+        set("LISTEN_FDNAMES", "roomkeyd.socket");
+        print_message("%s %s\n", rows[i].pid ? rows[i].pid : "-", rows[i].fds ? rows[i].fds : "-");
+        assert_int_equal(listen_count_passed(), rows[i].count);
+        assert_null(getenv("LISTEN_PID"));
+        assert_null(getenv("LISTEN_FDS"));
+        assert_null(getenv("LISTEN_FDNAMES"));
+        assert_int_equal(listen_count_passed(), 0);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_count_passed)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
