@@ -491,9 +491,15 @@ def test_a_call_without_a_room(cluster, body):
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_a_call_goes_where_the_set_goes(cluster, shard):
     room, other = rooms_of(shard, KINDS["call"], "call")
-    cluster.ask("POST", CALL_PATH, call(room, "k"))
-    cluster.ask("POST", SET_PATH, compact({"rid": room, "keyID": "k"}))
-    cluster.ask("POST", CALL_PATH, call(other, 'a "quoted" \\ key'))
+    result = (200, compact({"message": '{"msg":"result","id":"1"}', "success": True}))
+    assert cluster.ask("POST", CALL_PATH, call(room, "k")) == result
+    assert cluster.set(room, "l") == (400, ALREADY_EXISTS)
+    assert cluster.info(room) == (200, room_info(room, "c", "k"))
+    key = 'a "quoted" \\ key'
+    assert cluster.ask("POST", CALL_PATH, call(other, key)) == result
+    assert cluster.info(other) == (200, room_info(other, "c", key))
+    status, body = cluster.ask("POST", CALL_PATH, call(other, "l"))
+    assert status == 400 and b"error-room-e2e-key-already-exists" in body
     pattern = rf" slot{slot_of(room)}/shard{shard + 1} .*POST {CALL_PATH} "
     seen = lambda lines: [line for line in lines if re.search(pattern, line)]
     assert cluster.log.wait_for(seen), pattern
