@@ -34,6 +34,7 @@ from server import (
     USERS,
     Lines,
     Server,
+    binary,
     compact,
     failure,
     in_threads,
@@ -92,13 +93,17 @@ class Cluster:
 
     def __init__(self, directory, rooms_files):
         self.directory = directory
-        self.shards = [None] * SHARDS
-        for shard, rooms in enumerate(rooms_files):
-            home = directory / str(shard + 1)
-            home.mkdir()
-            write_data(home / "data", USERS, rooms)
+        self.shards = []
+        for rooms in rooms_files:
+            self.add_shard(rooms)
         self.certificate = self._make_certificate()
         self.proxy = None
+
+    def add_shard(self, rooms):
+        self.shards.append(None)
+        home = self.data(len(self.shards) - 1).parent
+        home.mkdir()
+        write_data(home / "data", USERS, rooms)
 
     def _make_certificate(self):
         """Self-signed; key and certificate in one file, as HAProxy wants them."""
@@ -119,13 +124,12 @@ class Cluster:
         address = f"unix:{self.directory}/{shard + 1}/http.sock"
         self.shards[shard] = Server(self.data(shard), listen=[address]).wait_ready()
 
-    def start_proxy(self):
+    def start_proxy(self, text=CONFIGURATION.read_text()):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         path = self.directory / "haproxy.cfg"
-        path.write_text(fill_in(CONFIGURATION.read_text(), self.directory, self.port,
-                                self.certificate))
+        path.write_text(fill_in(text, self.directory, self.port, self.certificate))
         self.proxy = subprocess.Popen([tool("haproxy", "haproxy"), "-db", "-f", path],
                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                       stderr=subprocess.PIPE)
@@ -140,15 +144,22 @@ class Cluster:
         wait_until(accepts, "HAProxy")
 
     def __enter__(self):
-        for shard in range(SHARDS):
-            self.start_shard(shard)
-        self.start_proxy()
+        try:
+            for shard in range(SHARDS):
+                self.start_shard(shard)
+            self.start_proxy()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
-    def __exit__(self, *_):
+    def stop_proxy(self):
         if self.proxy:
             self.proxy.kill()
             self.proxy.wait()
+
+    def __exit__(self, *_):
+        self.stop_proxy()
         for server in self.shards:
             if server and server.process.poll() is None:
                 server.process.kill()
@@ -408,6 +419,55 @@ def test_it_is_the_files_and_not_the_proxy(tmp_path):
                           capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"line 2: * is every room" in done.stderr
+
+
+# ---- one more shard ----------------------------------------------------------------------------
+
+
+def test_a_slot_moves(tmp_path):
+    """As the configuration describes it, with its own commands."""
+    moved = [name for name in (f"moving-{i}" for i in range(200)) if slot_of(name) == 11]
+    stays = [name for name in rooms_of(2, 20, "moving") if slot_of(name) != 11]
+    files = ["", "", "".join(f"{name} c\n" for name in [*moved, *stays])]
+    comment = CONFIGURATION.read_text().replace("\n#", "\n")
+    command = re.search(r"\n +(roomkeyd export .*slot\.json)\n", comment, re.S)[1]
+    for pattern, replacement in (
+        (r"roomkeyd (export|import)", rf"{binary()} \1"),
+        (r"/var/lib/roomkeyd-(\d)", rf"{tmp_path}/\1/data"),
+        (r"deploy/slots\.py", str(SLOTS_PY)),
+    ):
+        command, count = re.subn(pattern, replacement, command)
+        assert count
+    with Cluster(tmp_path, files) as cluster:
+        for room in (moved[0], stays[0]):
+            assert cluster.set(room, "k") == (200, SUCCESS)
+        cluster.shards[2].stop()
+        assert cluster.info(moved[0]) == (503, STORAGE_UNAVAILABLE)
+
+        cluster.add_shard(rooms_of_slots(files[2], [11]))
+        subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+        write_data(cluster.data(2), USERS, rooms_of_slots(files[2], [8, 9, 10]))
+        text = CONFIGURATION.read_text()
+        third = "    server shard3 unix@/run/roomkeyd-3/http.sock"
+        fourth = third.replace("3", "4")
+        text = text.replace(f"{third}\n", f"{third}\n{fourth}\n")
+        text = text.replace(f"backend slot11\n{third} track any/shard3",
+                            f"backend slot11\n{fourth} track any/shard4")
+        assert text.count(fourth) == 2
+        cluster.stop_proxy()
+        cluster.start_shard(2)
+        cluster.start_shard(3)
+        cluster.start_proxy(text)
+
+        for room in (moved[0], stays[0]):
+            assert cluster.info(room) == (200, room_info(room, "c", "k"))
+            assert cluster.set(room, "second") == (400, ALREADY_EXISTS)
+        for shard, room in ((3, moved[1]), (2, stays[1])):
+            assert cluster.set(room, "k") == (200, SUCCESS)
+            assert room in cluster.keys(shard)
+        # The old shard still has the slot's key ID in its log, and takes no more of its rooms.
+        assert moved[0] in cluster.keys(2)
+        assert cluster.shards[2].set(moved[2], "k").body == INVALID_ROOM
 
 
 # ---- requests without a room, and long ones ----------------------------------------------------
