@@ -73,6 +73,7 @@
 #define BATCH_KEEP_BYTES  (1u << 20) /* a batch's buffers above this are given back after use */
 #define SEAL_AFTER_MS     1000       /* without a set */
 #define COMMIT_RECHECK_MS 1000       /* in case the committer's wake-up was lost */
+#define REPLAY_AHEAD      16         /* records between reading one and indexing it */
 
 /* ------------------------------------------------------------------------ types */
 
@@ -143,14 +144,14 @@ static struct room room_of(const struct store *store, struct slice escaped) {
 
 enum match { MATCH_NONE, MATCH_FOUND, MATCH_ERROR };
 
-/* Whether the line of a durable record, read back from the log, is the room's; *line then points
- * into buffer. The index only says where to look. */
-static enum match confirm(struct store *store, uint64_t offset, struct slice escaped_room,
-                          char buffer[LOG_LINE_MAX_BYTES], struct log_line *line) {
+/* Reads the line of a durable record back from the log; *line then points into buffer. Returns
+ * MATCH_FOUND or MATCH_ERROR, told once. */
+static enum match read_back(struct store *store, uint64_t offset, char buffer[LOG_LINE_MAX_BYTES],
+                            struct log_line *line) {
     ssize_t n = log_read_at(store->log_fd, buffer, LOG_LINE_MAX_BYTES, offset);
     const char *newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
     if (newline && log_parse((struct slice){buffer, (size_t)(newline - buffer)}, line) == LOG_VALID)
-        return slice_equal(line->room, escaped_room) ? MATCH_FOUND : MATCH_NONE;
+        return MATCH_FOUND;
     if (!store->read_failure_told)
         fprintf(stderr, "roomkeyd: %s: cannot read the record at byte %" PRIu64 " back: %s\n",
                 LOG_NAME, offset, n < 0 ? strerror(errno) : "it has changed on disk");
@@ -158,13 +159,14 @@ static enum match confirm(struct store *store, uint64_t offset, struct slice esc
     return MATCH_ERROR;
 }
 
+/* Looks for a room among the durable records. The index only says where to look. */
 static enum match find_durable(struct store *store, struct room room,
                                char buffer[LOG_LINE_MAX_BYTES], struct log_line *line) {
     uint64_t offset;
     struct table_search search = table_find(&store->durable, room.hash);
     while (table_next(&search, &offset)) {
-        enum match match = confirm(store, offset, room.escaped, buffer, line);
-        if (match != MATCH_NONE) return match;
+        enum match match = read_back(store, offset, buffer, line);
+        if (match == MATCH_ERROR || slice_equal(line->room, room.escaped)) return match;
     }
     return MATCH_NONE;
 }
@@ -186,6 +188,14 @@ static bool is_in_batch(const struct batch *batch, struct room room) {
 
 /* ------------------------------------------------------------------------ replay */
 
+/* A record that was read and is not in the index yet. */
+struct waiting {
+    uint64_t hash, offset; /* offset 0: none */
+    bool follows_seal;
+};
+
+/* Records are indexed a little late: by then the memory that the index needs for one, anywhere in
+ * hundreds of megabytes, has come into the cache. */
 struct replay {
     struct store *store;
     struct log_reader reader;
@@ -195,36 +205,74 @@ struct replay {
     uint64_t certified;   /* C so far: the highest BATCH of a valid line */
     uint64_t end;         /* where the valid lines end */
     bool last_is_seal;
+    struct waiting waiting[REPLAY_AHEAD];
+    unsigned turn; /* the one of them that has waited longest */
 };
 
-/* Indexes a record that is on disk if its room is new. Returns LOG_VALID, LOG_ROOM_TWICE, or -1
- * with errno set. */
-static int index_record(struct store *store, const struct log_line *line, uint64_t offset) {
-    char buffer[LOG_LINE_MAX_BYTES];
-    struct log_line other;
-    struct room room = room_of(store, line->room);
-    enum match match = find_durable(store, room, buffer, &other);
-    if (match == MATCH_FOUND) return LOG_ROOM_TWICE;
+/* Whether a record that is read has the room of one in the index, of which there is a sign. */
+static enum match is_twice(struct store *store, const struct waiting *record) {
+    char own[LOG_LINE_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
+    struct log_line line, other;
+    enum match match = read_back(store, record->offset, own, &line);
+    if (match != MATCH_FOUND) return MATCH_ERROR;
+    return find_durable(store, (struct room){line.room, record->hash}, buffer, &other);
+}
+
+/* Indexes a record that has waited if its room is new. Returns LOG_VALID, LOG_ROOM_TWICE after
+ * going back to before it, or -1 with errno set. */
+static int index_record(struct replay *replay, struct waiting *record) {
+    struct table *durable = &replay->store->durable;
+    struct table_search search = table_find(durable, record->hash);
+    uint64_t other;
+    enum match match = table_next(&search, &other) ? is_twice(replay->store, record) : MATCH_NONE;
+    if (match == MATCH_FOUND) {
+        replay->end = record->offset;
+        replay->last_is_seal = record->follows_seal;
+        return LOG_ROOM_TWICE;
+    }
     if (match == MATCH_ERROR) return -1;
-    if (table_reserve(&store->durable, room.hash) < 0) {
+    if (table_reserve(durable, record->hash) < 0) {
         errno = ENOMEM;
         return -1;
     }
-    table_insert(&store->durable, room.hash, offset);
+    table_insert(durable, record->hash, record->offset);
+    record->offset = 0;
     return LOG_VALID;
 }
 
-/* Judges a line in its place and, if it is valid and holds a record, indexes that. Returns its
- * fault (LOG_VALID if none), or -1 with errno set when it could not be judged. */
+/* Has the line that was judged last wait, and indexes the record that has waited longest. Returns as
+ * index_record does. */
+static int index_later(struct replay *replay, uint64_t offset) {
+    struct waiting *place = &replay->waiting[replay->turn++ % REPLAY_AHEAD];
+    int result = place->offset ? index_record(replay, place) : LOG_VALID;
+    if (result != LOG_VALID) return result;
+    uint64_t hash = table_hash(replay->store->key, replay->line.room);
+    *place = (struct waiting){hash, offset, replay->last_is_seal};
+    table_prefetch(&replay->store->durable, hash);
+    return LOG_VALID;
+}
+
+/* Indexes all that wait. Returns as index_record does. */
+static int index_waiting(struct replay *replay) {
+    int result = LOG_VALID;
+    for (unsigned i = 0; i < REPLAY_AHEAD && result == LOG_VALID; i++) {
+        struct waiting *place = &replay->waiting[replay->turn++ % REPLAY_AHEAD];
+        if (place->offset) result = index_record(replay, place);
+    }
+    return result;
+}
+
+/* Judges a line in its place and, if it is valid and holds a record, has that indexed. Returns the
+ * fault of the first bad line (LOG_VALID if there is none), which is this one or one that waited and
+ * is where the valid lines end now; or -1 with errno set. */
 static int admit(struct replay *replay, const struct log_span *span) {
-    struct store *store = replay->store;
     struct log_line *line = &replay->line;
     enum log_fault fault = span->is_whole ? log_parse(span->text, line) : LOG_NOT_A_LINE;
     if (fault != LOG_VALID) return (int)fault;
     bool follows = line->batch == span->offset || (line->batch == replay->batch && !line->is_seal);
     if (!follows && !replay->is_broken) return LOG_BAD_BATCH;
     if (!line->is_seal) {
-        int result = index_record(store, line, span->offset);
+        int result = index_later(replay, span->offset);
         if (result != LOG_VALID) return result;
     }
     replay->batch = line->batch;
@@ -321,6 +369,10 @@ static int replay_log(struct store *store, struct log_failure why) {
            (fault = admit(&replay, &span)) == LOG_VALID)
         continue;
     posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_NORMAL);
+    if (got >= 0 && fault >= 0 && fault != LOG_ROOM_TWICE) {
+        int late = index_waiting(&replay); /* if one of them is bad, it is so before this one */
+        fault = late == LOG_VALID ? fault : late;
+    }
     if (got < 0 || fault < 0) {
         log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
         goto out;
@@ -752,6 +804,7 @@ static int visit_record(const struct store_inspection *inspection, const struct 
 static int inspect_line(struct replay *replay, struct store_inspection *inspection,
                         const struct log_span *span) {
     int fault = admit(replay, span);
+    if (fault == LOG_VALID) fault = index_waiting(replay);
     if (fault < 0) return -1;
     if (fault != LOG_VALID && !replay->is_broken) {
         inspection->fault = log_fault_text((enum log_fault)fault);

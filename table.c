@@ -200,6 +200,10 @@ struct table_search table_find(const struct table *table, uint64_t hash) {
     return (struct table_search){&part->slots[home_of(tag, part->homes)], tag};
 }
 
+void table_prefetch(const struct table *table, uint64_t hash) {
+    __builtin_prefetch(table_find(table, hash).slot);
+}
+
 bool table_next(struct table_search *search, uint64_t *value) {
     const struct table_slot *slot = search->slot;
 

@@ -64,6 +64,10 @@ struct table_search {
 struct table_search table_find(const struct table *table, uint64_t hash);
 bool table_next(struct table_search *search, uint64_t *value);
 
+/* Says that this hash will soon be looked for or inserted, so that the memory for that is fetched
+ * meanwhile. */
+void table_prefetch(const struct table *table, uint64_t hash);
+
 /* Forgets all entries and reservations, and gives memory back if there is much of it. */
 void table_clear(struct table *table);
 
