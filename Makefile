@@ -15,7 +15,7 @@ PYTHON  ?= /usr/bin/python3
 MUSL    ?= $(shell command -v musl-gcc)
 
 VERSION  := 0.1.0
-MODULES  := main admin conn listen http api access store log table sha256
+MODULES  := main admin conn listen http api json access store log table sha256
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(WERROR)
 LANGUAGE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 -pthread \
             -DROOMKEYD_VERSION='"$(VERSION)"' -idirafter $(JSMN) -MMD -MP
@@ -75,7 +75,7 @@ build/$(1)/tests/%: build/$(1)/tests/%.o $$(filter-out build/$(1)/main.o,$$($(1)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_$$*) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
 
 # api.c alone with the parser: the test plays the store and the access files itself.
-build/$(1)/tests/test_api: build/$(1)/tests/test_api.o build/$(1)/http.o build/$(1)/api.o
+build/$(1)/tests/test_api: build/$(1)/tests/test_api.o $$(patsubst %,build/$(1)/%.o,http api json)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_test_api) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
 
 # access.c inside the test, which counts the work of every function.
@@ -100,7 +100,7 @@ build/$(1)/tests/large_log: $$(patsubst %,build/$(1)/%.o,tests/large_log store l
 build/$(1)/fuzz_%: build/$(1)/tests/fuzz_%.o $$(if $$(filter fuzz,$(1)),,build/$(1)/tests/fuzz_main.o)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$($(1)_LDFLAGS) $$(LDFLAGS) -ljansson -o $$@
 build/$(1)/fuzz_http: $$(patsubst %,build/$(1)/%.o,http llhttp/api llhttp/http llhttp/llhttp)
-build/$(1)/fuzz_json build/$(1)/fuzz_request: build/$(1)/http.o build/$(1)/api.o
+build/$(1)/fuzz_json build/$(1)/fuzz_request: $$(patsubst %,build/$(1)/%.o,http api json)
 build/$(1)/fuzz_log: $$(patsubst %,build/$(1)/%.o,store log table)
 build/$(1)/fuzz_access: $$(patsubst %,build/$(1)/%.o,access table sha256)
 

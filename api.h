@@ -35,9 +35,4 @@ void api_refuse(int status, const char *why, struct api_reply *reply);
 /* The reply to a set whose record could not be written. */
 void api_storage_unavailable(struct api_reply *reply);
 
-/* Writes text, which is UTF-8, as a JSON string with its quotes, escaped as JSON.stringify does.
- * Returns the bytes written; out has room for API_JSON_STRING_BYTES(text.n). */
-#define API_JSON_STRING_BYTES(n) (6 * (n) + 2)
-size_t api_json_string(struct slice text, char *out);
-
 #endif
