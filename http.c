@@ -94,7 +94,7 @@ static inline char lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c | 0x20
 bool http_equal_ignoring_case(struct slice a, struct slice b) {
     if (a.n != b.n) return false;
     for (size_t i = 0; i < a.n; i++)
-        if (lower(a.p[i]) != lower(b.p[i])) return false;
+        if (a.p[i] != b.p[i] && lower(a.p[i]) != lower(b.p[i])) return false;
     return true;
 }
 

@@ -287,9 +287,10 @@ enum json_type json_type(const struct json *json, const jsmntok_t *value) {
 const jsmntok_t *json_next(const struct json *json, const jsmntok_t *array,
                            const jsmntok_t *previous) {
     const jsmntok_t *end = json->_tokens + json->_token_count;
-    const jsmntok_t *token = (previous != NULL ? previous : array) + 1;
-    for (; token < end && token->start < array->end; token++)
-        if (token->parent == array - json->_tokens) return token;
+    const int parent = (int)(array - json->_tokens);
+    const jsmntok_t *token = previous != NULL ? previous : array;
+    while (++token < end && token->start < array->end)
+        if (token->parent == parent) return token;
     return NULL;
 }
 
@@ -382,19 +383,22 @@ struct slice json_string(struct json *json, const jsmntok_t *string, char *buffe
     return (struct slice){buffer, out.n};
 }
 
-/* Whether a member's name, as written, is this one. */
+/* Whether a member's name, as written, is this one, which has no need of escapes: they only make it
+ * longer. */
 static bool is_named(struct slice written, struct slice name) {
-    if (!has_escapes(written)) return slice_equal(written, name);
+    if (written.n <= name.n) return slice_equal(written, name);
+    if (!has_escapes(written)) return false;
     char bytes[ID_MAX_BYTES];
     struct decoded out = {bytes, 0, sizeof bytes};
     return decode(written, &out) == NOWHERE && slice_equal((struct slice){bytes, out.n}, name);
 }
 
 const jsmntok_t *json_member(const struct json *json, const jsmntok_t *object, struct slice name) {
-    const jsmntok_t *found = NULL, *token = NULL;
     if (object == NULL || object->type != JSMN_OBJECT) return NULL;
-    while ((token = json_next(json, object, token)) != NULL)
-        if (is_named(token_text(json, token), name)) found = token + 1;
+    const jsmntok_t *found = NULL, *end = json->_tokens + json->_token_count;
+    const int parent = (int)(object - json->_tokens);
+    for (const jsmntok_t *token = object + 1; token < end && token->start < object->end; token++)
+        if (token->parent == parent && is_named(token_text(json, token), name)) found = token + 1;
     return found;
 }
 

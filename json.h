@@ -17,10 +17,12 @@
 
 #include "slice.h"
 
-/* jsmn: declared here, defined in json.c. */
+/* jsmn: its types for everybody, its functions for json.c alone. */
 #define JSMN_STRICT
 #define JSMN_PARENT_LINKS
-#ifndef JSON_DEFINES_JSMN
+#ifdef JSON_DEFINES_JSMN
+#define JSMN_STATIC
+#else
 #define JSMN_HEADER
 #endif
 #include <jsmn.h>
@@ -61,7 +63,7 @@ enum json_result json_read(struct json *json, struct slice text);
 void json_free(struct json *json);
 
 /* The value of an object's member, of several with that name the last. NULL if there is none, or if
- * object is NULL or no object. */
+ * object is NULL or no object. name is one that JSON writes without escapes. */
 const jsmntok_t *json_member(const struct json *json, const jsmntok_t *object, struct slice name);
 
 /* The element of an array after `previous`, or its first if that is NULL; NULL behind the last. (Of
