@@ -8,8 +8,9 @@
 #include "http.h"
 #include "store.h"
 
-/* The longest body of a reply, in bytes: a room's ID and key ID, every byte escaped as \uXXXX. */
-#define API_MAX_BODY_BYTES (2 * 6 * ID_MAX_BYTES + 128)
+/* The longest body of a reply, in bytes: a call's ID and, twice, the name of a method that is not
+ * here, every byte escaped as \\uXXXX: JSON in a string in JSON. */
+#define API_MAX_BODY_BYTES (3 * 7 * ID_MAX_BYTES + 512)
 
 struct api {
     const struct access *access; /* owned by the caller, who may swap it between two calls */

@@ -305,22 +305,15 @@ static void put(struct decoded *out, unsigned byte) {
     if (out->n < out->size) out->bytes[out->n++] = (char)byte;
 }
 
+/* In UTF-8: the first byte has as many leading ones as there are bytes. */
 static void put_code_point(struct decoded *out, unsigned c) {
-    if (c < 0x80) {
-        put(out, c);
-        return;
+    unsigned bytes = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    unsigned shift = 6 * (bytes - 1);
+    put(out, bytes == 1 ? c : (0xF00 >> bytes & 0xFF) | c >> shift);
+    while (shift > 0) {
+        shift -= 6;
+        put(out, 0x80 | (c >> shift & 0x3F));
     }
-    if (c < 0x800) {
-        put(out, 0xC0 | c >> 6);
-    } else if (c < 0x10000) {
-        put(out, 0xE0 | c >> 12);
-        put(out, 0x80 | (c >> 6 & 0x3F));
-    } else {
-        put(out, 0xF0 | c >> 18);
-        put(out, 0x80 | (c >> 12 & 0x3F));
-        put(out, 0x80 | (c >> 6 & 0x3F));
-    }
-    put(out, 0x80 | (c & 0x3F));
 }
 
 /* The UTF-16 code unit of the \uXXXX at the beginning of text, or 0 if there is none. */
@@ -394,38 +387,31 @@ static bool is_named(struct slice written, struct slice name) {
 }
 
 const jsmntok_t *json_member(const struct json *json, const jsmntok_t *object, struct slice name) {
+    const jsmntok_t *found = NULL, *token = NULL;
     if (object == NULL || object->type != JSMN_OBJECT) return NULL;
-    const jsmntok_t *found = NULL, *end = json->_tokens + json->_token_count;
-    const int parent = (int)(object - json->_tokens);
-    for (const jsmntok_t *token = object + 1; token < end && token->start < object->end; token++)
-        if (token->parent == parent && is_named(token_text(json, token), name)) found = token + 1;
+    while ((token = json_next(json, object, token)) != NULL)
+        if (is_named(token_text(json, token), name)) found = token + 1;
     return found;
 }
 
 /* ---- Strings, written ------------------------------------------------------------------------ */
 
-/* The escape of a character in a JSON string as JSON.stringify writes it, or an empty slice for a
- * character that stands for itself: DEL and all that is not ASCII do. */
-static struct slice json_escape(unsigned char c, char escape[8]) {
-    static const char letters[0x20] = {
-        ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
-    if (c == '"' || c == '\\' || (c < 0x20 && letters[c] != 0)) {
-        escape[0] = '\\';
-        escape[1] = c < 0x20 ? letters[c] : (char)c;
-        return (struct slice){escape, 2};
-    }
-    if (c < 0x20) return (struct slice){escape, (size_t)snprintf(escape, 8, "\\u%04x", c)};
-    return (struct slice){escape, 0};
-}
-
+/* DEL and all that is not ASCII stand for themselves. */
 size_t json_quote(struct slice text, char *out) {
-    char *end = out, buffer[8];
+    static const char letters[0x80] = {['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f',
+                                       ['\r'] = 'r', ['"'] = '"',  ['\\'] = '\\'};
+    char *end = out;
     *end++ = '"';
     for (size_t i = 0; i < text.n; i++) {
-        struct slice escape = json_escape((unsigned char)text.p[i], buffer);
-        if (escape.n == 0) escape = (struct slice){text.p + i, 1};
-        memcpy(end, escape.p, escape.n);
-        end += escape.n;
+        unsigned char c = (unsigned char)text.p[i];
+        if (c < 0x80 && letters[c] != 0) {
+            *end++ = '\\';
+            *end++ = letters[c];
+        } else if (c < 0x20) {
+            end += snprintf(end, sizeof "\\u0000", "\\u%04x", c);
+        } else {
+            *end++ = (char)c;
+        }
     }
     *end++ = '"';
     return (size_t)(end - out);

@@ -1152,7 +1152,7 @@ static void test_routes(void **state) {
         {"POST /api/v1/e2e%2EsetRoomKeyID", 404, NULL},
         {"POST /API/v1/e2e.setRoomKeyID", 404, NULL},
         {"POST //api/v1/e2e.setRoomKeyID", 404, NULL},
-        {"POST /api/v1/method.call/e2e.setRoomKeyID", 404, NULL},
+        {"POST /api/v1/method.call/e2e.setRoomKeyIDs", 404, NULL},
         {"OPTIONS /unknown", 404, NULL},
         {"BREW /coffee", 404, NULL},
     };
