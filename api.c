@@ -226,10 +226,9 @@ static bool authenticate(const struct api *api, const struct http_request *reque
 }
 
 static enum reply_id read_json(struct json *json, struct slice text) {
-    static const enum reply_id ids[] = {[JSON_OK] = REPLY_SUCCESS,
-                                        [JSON_INVALID] = REPLY_INVALID_JSON,
-                                        [JSON_NO_MEMORY] = REPLY_STORAGE};
-    return ids[json_read(json, text)];
+    enum json_result result = json_read(json, text);
+    if (result == JSON_INVALID) return REPLY_INVALID_JSON;
+    return result == JSON_OK ? REPLY_SUCCESS : REPLY_STORAGE;
 }
 
 /* What both doors begin with. REPLY_SUCCESS: the user is known, and json_free is due. */
@@ -240,12 +239,9 @@ static enum reply_id read_body(const struct api *api, const struct http_request 
     return read_json(&call->json, request->body.n > 0 ? request->body : SLICE("{}"));
 }
 
-/* JavaScript's words: what `typeof` says, and null. */
-static const struct slice type_names[] = {
-    [JSON_UNDEFINED] = TEXT("undefined"), [JSON_NULL] = TEXT("null"),
-    [JSON_BOOLEAN] = TEXT("boolean"),     [JSON_NUMBER] = TEXT("number"),
-    [JSON_ARRAY] = TEXT("object"),        [JSON_OBJECT] = TEXT("object"),
-};
+/* By enum json_type, in JavaScript's words: what `typeof` says, and null. */
+static const char *const type_names[] = {"undefined", "null",   "boolean", "number",
+                                         "string",    "object", "object"};
 
 static void reply_to_set(struct api_reply *reply, enum reply_id id, const struct set_call *call) {
     if (id == REPLY_INVALID_JSON) {
@@ -253,7 +249,7 @@ static void reply_to_set(struct api_reply *reply, enum reply_id id, const struct
         snprintf(why, sizeof why, "%s at byte %zu", call->json.why, call->json.at);
         reply_with(reply, id, slice_of(why));
     } else if (id == REPLY_MATCH_ERROR) {
-        reply_with(reply, id, type_names[call->type]);
+        reply_with(reply, id, slice_of(type_names[call->type]));
     } else {
         reply_start(reply, id);
     }
@@ -276,11 +272,11 @@ static void answer_set(struct api *api, const struct http_request *request,
 
 /* ---- POST /api/v1/method.call/e2e.setRoomKeyID ----------------------------------------------- */
 
-/* The same call as the web client sends it: its body's `message` is a JSON text in a string, with
- * the arguments by position, and so is that of the reply:
+/* The same call as the web client sends it: the body's `message` is a JSON text in a string, and so
+ * is the reply's. Within their quotes, unescaped:
  *
- *     {"message":"{\"msg\":\"method\",\"id\":\"1\",\"method\":\"e2e.setRoomKeyID\",\"params\":[RID,KEYID]}"}
- *     {"message":"{\"msg\":\"result\",\"id\":\"1\"}","success":true}
+ *     {"msg":"method","id":"1","method":"e2e.setRoomKeyID","params":[RID,KEYID]}
+ *     {"msg":"result","id":"1"}
  *
  * What the method itself refuses is an error within the message; all else is said as at the other
  * door. */
@@ -356,7 +352,8 @@ static void reply_to_call(struct api_reply *reply, enum reply_id id,
     char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
     enum reply_id frame = id == REPLY_SUCCESS ? REPLY_RESULT : REPLY_METHOD_ERROR;
     struct slice rest = results[id];
-    struct slice text = id == REPLY_MATCH_ERROR ? type_names[call->set.type] : call->method.text;
+    struct slice text = call->method.text;
+    if (id == REPLY_MATCH_ERROR) text = slice_of(type_names[call->set.type]);
     reply_begin(reply, frame);
     if (call->id.type == JSON_STRING) {
         reply_add_escaped(reply, SLICE(",\"id\":"));
@@ -472,6 +469,28 @@ static void answer_health(struct api *api, const struct http_request *request,
                           struct api_reply *reply) {
     (void)request;
     reply_start(reply, store_has_failed(api->store) ? REPLY_UNHEALTHY : REPLY_HEALTHY);
+}
+
+/* ---- Origins (CORS) -------------------------------------------------------------------------- */
+
+bool api_is_origin_list(struct slice list) {
+    if (slice_equal(list, SLICE("*"))) return true;
+    do {
+        if (!http_is_origin(cut(&list, ','))) return false;
+    } while (list.n > 0);
+    return true;
+}
+
+struct slice api_origin(const struct api *api, const struct http_request *request) {
+    struct slice rest = api->origins, named;
+    if (slice_equal(rest, SLICE("*"))) return rest;
+    if (rest.n == 0 || request == NULL || http_field(request, "origin", &named) != 1)
+        return (struct slice){NULL, 0};
+    while (rest.n > 0) {
+        struct slice origin = cut(&rest, ',');
+        if (http_equal_ignoring_case(origin, named)) return origin;
+    }
+    return rest;
 }
 
 /* ---- Routes ---------------------------------------------------------------------------------- */
