@@ -158,7 +158,7 @@ static void reply_add_json_string(struct api_reply *reply, struct slice text) {
 
 struct argument {
     enum json_type type;
-    struct slice text; /* of a string, decoded: in the body, or in .decoded if it had escapes */
+    struct slice text; /* decoded: in the body, or in .decoded if it had escapes */
     char decoded[ID_MAX_BYTES + 1];
 };
 
@@ -171,8 +171,7 @@ struct set_call {
 
 static void read_argument(struct json *json, const jsmntok_t *value, struct argument *argument) {
     argument->type = json_type(json, value);
-    if (argument->type == JSON_STRING)
-        argument->text = json_string(json, value, argument->decoded, sizeof argument->decoded);
+    argument->text = json_string(json, value, argument->decoded, sizeof argument->decoded);
 }
 
 static void read_member(struct json *json, struct slice name, struct argument *argument) {
@@ -287,25 +286,23 @@ struct method_call {
 };
 
 #define METEOR_ERROR(error, reason, details, code)                                                 \
-    TEXT(",\"error\":{\"isClientSafe\":true,\"error\":" error ",\"reason\":\"" reason "\"" details \
-         ",\"message\":\"" reason " [" code "]\",\"errorType\":\"Meteor.Error\"}")
+    "{\"isClientSafe\":true,\"error\":" error ",\"reason\":\"" reason "\"" details                 \
+    ",\"message\":\"" reason " [" code "]\",\"errorType\":\"Meteor.Error\"}"
 #define FROM_METHOD(code, reason, details) METEOR_ERROR("\"" code "\"", reason, details, code)
 #define DETAILS                            ",\"details\":{\"method\":\"e2e.setRoomKeyID\"}"
 
-/* What a result says behind its ID. Variable text stands for every '%'. */
+/* What stands within the result. Variable text takes the place of every '%'. */
 /* clang-format off */
-static const struct slice results[] = {
-    [REPLY_SUCCESS]        = TEXT(""),
-    [REPLY_MATCH_ERROR]    = TEXT(",\"error\":{\"message\":\"Match error: Expected string, got %\",\"path\":\"\","
-                                  "\"sanitizedError\":{\"isClientSafe\":true,\"error\":400,"
-                                  "\"reason\":\"Match failed\",\"message\":\"Match failed [400]\","
-                                  "\"errorType\":\"Meteor.Error\"},\"errorType\":\"Match.Error\"}"),
-    [REPLY_INVALID_ROOM]   = FROM_METHOD("error-invalid-room", "Invalid room", DETAILS),
-    [REPLY_INVALID_KEY_ID] = FROM_METHOD("error-invalid-key-id",
-                                         "Invalid key ID: 1 to 255 bytes, no NUL", ""),
-    [REPLY_KEY_EXISTS]     = FROM_METHOD("error-room-e2e-key-already-exists",
-                                         "E2E Key ID already exists", DETAILS),
-    [REPLY_NO_METHOD]      = METEOR_ERROR("404", "Method '%' not found", "", "404"),
+static const struct slice method_errors[] = {
+    [REPLY_MATCH_ERROR]    = TEXT("{\"message\":\"Match error: Expected string, got %\",\"path\":\"\","
+                                  "\"sanitizedError\":" METEOR_ERROR("400", "Match failed", "", "400")
+                                  ",\"errorType\":\"Match.Error\"}"),
+    [REPLY_INVALID_ROOM]   = TEXT(FROM_METHOD("error-invalid-room", "Invalid room", DETAILS)),
+    [REPLY_INVALID_KEY_ID] = TEXT(FROM_METHOD("error-invalid-key-id",
+                                              "Invalid key ID: 1 to 255 bytes, no NUL", "")),
+    [REPLY_KEY_EXISTS]     = TEXT(FROM_METHOD("error-room-e2e-key-already-exists",
+                                              "E2E Key ID already exists", DETAILS)),
+    [REPLY_NO_METHOD]      = TEXT(METEOR_ERROR("404", "Method '%' not found", "", "404")),
 };
 /* clang-format on */
 
@@ -319,23 +316,20 @@ static bool read_message(struct json *json, struct method_call *call) {
     read_member(json, SLICE("msg"), &call->msg);
     read_member(json, SLICE("id"), &call->id);
     read_member(json, SLICE("method"), &call->method);
-    bool is_call = call->msg.type == JSON_UNDEFINED ||
-                   (call->msg.type == JSON_STRING && slice_equal(call->msg.text, SLICE("method")));
-    bool has_id = call->id.type == JSON_STRING && call->id.text.n <= ID_MAX_BYTES;
-    return json->why == NULL && is_call && (has_id || call->id.type == JSON_UNDEFINED) &&
+    bool is_call = call->msg.type == JSON_UNDEFINED || slice_equal(call->msg.text, SLICE("method"));
+    bool has_id = call->id.type == JSON_STRING || call->id.type == JSON_UNDEFINED;
+    return json->why == NULL && is_call && has_id && call->id.text.n <= ID_MAX_BYTES &&
            call->method.type == JSON_STRING && call->method.text.n <= ID_MAX_BYTES;
 }
 
 static enum reply_id read_call(const struct api *api, const struct http_request *request,
                                struct method_call *call) {
     struct json *body = &call->set.json, json;
-    struct slice text = {NULL, 0};
     enum reply_id id = read_body(api, request, &call->set);
     if (id != REPLY_SUCCESS) return id;
     const jsmntok_t *message = json_member(body, body->root, SLICE("message"));
     call->set.type = json_type(body, message);
-    if (call->set.type == JSON_STRING)
-        text = json_string(body, message, call->message, sizeof call->message);
+    struct slice text = json_string(body, message, call->message, sizeof call->message);
     json_free(body);
     if (call->set.type != JSON_STRING) return REPLY_MATCH_ERROR;
     if (body->why != NULL) return REPLY_INVALID_JSON;
@@ -351,7 +345,7 @@ static void reply_to_call(struct api_reply *reply, enum reply_id id,
                           const struct method_call *call) {
     char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
     enum reply_id frame = id == REPLY_SUCCESS ? REPLY_RESULT : REPLY_METHOD_ERROR;
-    struct slice rest = results[id];
+    struct slice rest = method_errors[id];
     struct slice text = call->method.text;
     if (id == REPLY_MATCH_ERROR) text = slice_of(type_names[call->set.type]);
     reply_begin(reply, frame);
@@ -360,6 +354,7 @@ static void reply_to_call(struct api_reply *reply, enum reply_id id,
         reply_add_escaped(reply, (struct slice){string, json_quote(call->id.text, string)});
     }
     text = (struct slice){string + 1, json_quote(text, string) - 2};
+    if (rest.n > 0) reply_add_escaped(reply, SLICE(",\"error\":"));
     while (rest.n > 0) {
         reply_add_escaped(reply, cut(&rest, '%'));
         if (rest.n > 0) reply_add_escaped(reply, text);

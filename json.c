@@ -29,6 +29,16 @@
 
 #define END (-1) /* what stands behind the last byte */
 
+/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). From A_VALUE_OR_CLOSE on the
+ * bracket or brace may close too. */
+enum expected {
+    A_VALUE,
+    A_NAME,
+    A_VALUE_OR_CLOSE, /* just after [ */
+    A_NAME_OR_CLOSE,  /* just after { */
+    A_COMMA_OR_CLOSE, /* after a value; at depth 0, the end */
+};
+
 struct scan {
     struct slice text;
     size_t pos;
@@ -36,16 +46,8 @@ struct scan {
     const char *why;  /* NULL, or what is wrong at .pos */
     uint64_t nesting; /* bit 0 is the innermost level: 1 an object, 0 an array */
     unsigned depth;
+    enum expected expected;
     bool is_object; /* the text as a whole */
-};
-
-/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). */
-enum expected {
-    A_VALUE,
-    A_VALUE_OR_CLOSE, /* just after [ */
-    A_NAME,
-    A_NAME_OR_CLOSE,  /* just after { */
-    A_COMMA_OR_CLOSE, /* after a value; at depth 0, the end */
 };
 
 static int peek(const struct scan *scan) {
@@ -61,12 +63,16 @@ static bool fail(struct scan *scan, const char *why) {
     return false;
 }
 
+/* Passes over a character. Returns whether it was there. */
+static bool skip(struct scan *scan, char c) {
+    bool is_there = peek(scan) == c;
+    scan->pos += is_there;
+    return is_there;
+}
+
 static void skip_space(struct scan *scan) {
-    int c = peek(scan);
-    while (c == ' ' || c == '\n' || c == '\r' || c == '\t') {
+    for (int c = peek(scan); c == ' ' || c == '\n' || c == '\r' || c == '\t'; c = peek(scan))
         scan->pos++;
-        c = peek(scan);
-    }
 }
 
 int json_hex_value(int c) {
@@ -108,13 +114,11 @@ static bool scan_string(struct scan *scan) {
     scan->pos++;
     for (;;) {
         scan->pos += plain_run(scan_rest(scan));
+        if (skip(scan, '"')) return true;
         int c = peek(scan);
-        if (c == '"') break;
         if (c < 0x20) return fail(scan, "unescaped control character");
         if (!(c == '\\' ? scan_escape(scan) : scan_utf8(scan))) return false;
     }
-    scan->pos++;
-    return true;
 }
 
 static bool scan_digits(struct scan *scan) {
@@ -126,21 +130,12 @@ static bool scan_digits(struct scan *scan) {
 /* Section 6: no leading zeros, no plus sign, digits on both sides of the point. */
 static bool scan_number(struct scan *scan) {
     scan->tokens++;
-    if (peek(scan) == '-') scan->pos++;
-    if (peek(scan) == '0')
-        scan->pos++;
-    else if (!scan_digits(scan))
-        return false;
-    if (peek(scan) == '.') {
-        scan->pos++;
-        if (!scan_digits(scan)) return false;
-    }
-    if (peek(scan) == 'e' || peek(scan) == 'E') {
-        scan->pos++;
-        if (peek(scan) == '+' || peek(scan) == '-') scan->pos++;
-        return scan_digits(scan);
-    }
-    return true;
+    skip(scan, '-');
+    if (!skip(scan, '0') && !scan_digits(scan)) return false;
+    if (skip(scan, '.') && !scan_digits(scan)) return false;
+    if (!skip(scan, 'e') && !skip(scan, 'E')) return true;
+    if (!skip(scan, '+')) skip(scan, '-');
+    return scan_digits(scan);
 }
 
 static bool scan_literal(struct scan *scan, const char *literal) {
@@ -150,84 +145,66 @@ static bool scan_literal(struct scan *scan, const char *literal) {
     return true;
 }
 
-static enum expected scan_open(struct scan *scan, bool is_object) {
-    if (scan->depth == JSON_MAX_DEPTH) {
-        fail(scan, "nesting too deep");
-        return A_VALUE;
-    }
-    if (scan->tokens == 0) scan->is_object = is_object;
-    scan->tokens++;
+static bool scan_open(struct scan *scan, bool is_object) {
+    if (scan->depth == JSON_MAX_DEPTH) return fail(scan, "nesting too deep");
+    if (scan->tokens++ == 0) scan->is_object = is_object;
     scan->pos++;
     scan->depth++;
     scan->nesting = scan->nesting << 1 | is_object;
-    return is_object ? A_NAME_OR_CLOSE : A_VALUE_OR_CLOSE;
+    scan->expected = is_object ? A_NAME_OR_CLOSE : A_VALUE_OR_CLOSE;
+    return true;
 }
 
-static enum expected scan_close(struct scan *scan) {
+static bool scan_close(struct scan *scan) {
     scan->pos++;
     scan->depth--;
     scan->nesting >>= 1;
-    return A_COMMA_OR_CLOSE;
+    scan->expected = A_COMMA_OR_CLOSE;
+    return true;
 }
 
-static enum expected scan_value(struct scan *scan) {
+static bool scan_value(struct scan *scan) {
     int c = peek(scan);
     if (c == '{' || c == '[') return scan_open(scan, c == '{');
-    if (c == '"')
-        scan_string(scan);
-    else if (c == '-' || (c >= '0' && c <= '9'))
-        scan_number(scan);
-    else if (c == 't' || c == 'f' || c == 'n')
-        scan_literal(scan, c == 't' ? "true" : c == 'f' ? "false" : "null");
-    else
-        fail(scan, "expected a value");
-    return A_COMMA_OR_CLOSE;
+    scan->expected = A_COMMA_OR_CLOSE;
+    if (c == '"') return scan_string(scan);
+    if (c == '-' || (c >= '0' && c <= '9')) return scan_number(scan);
+    if (c == 't') return scan_literal(scan, "true");
+    if (c == 'f') return scan_literal(scan, "false");
+    return c == 'n' ? scan_literal(scan, "null") : fail(scan, "expected a value");
 }
 
-static enum expected scan_name(struct scan *scan) {
-    if (peek(scan) != '"') {
-        fail(scan, "expected a name in quotes");
-    } else if (scan_string(scan)) {
-        skip_space(scan);
-        if (peek(scan) == ':')
-            scan->pos++;
-        else
-            fail(scan, "expected a colon");
-    }
-    return A_VALUE;
+static bool scan_name(struct scan *scan) {
+    if (peek(scan) != '"') return fail(scan, "expected a name in quotes");
+    if (!scan_string(scan)) return false;
+    skip_space(scan);
+    scan->expected = A_VALUE;
+    return skip(scan, ':') || fail(scan, "expected a colon");
 }
 
-static enum expected scan_after_value(struct scan *scan) {
+static bool scan_comma(struct scan *scan, bool in_object) {
+    if (scan->depth == 0) return fail(scan, "text after the value");
+    scan->expected = in_object ? A_NAME : A_VALUE;
+    return skip(scan, ',') || fail(scan, in_object ? "expected a comma or a closing brace"
+                                                   : "expected a comma or a closing bracket");
+}
+
+static bool scan_next(struct scan *scan) {
     bool in_object = scan->nesting & 1;
-    if (scan->depth == 0)
-        fail(scan, "text after the value");
-    else if (peek(scan) == (in_object ? '}' : ']'))
-        return scan_close(scan);
-    else if (peek(scan) == ',')
-        scan->pos++;
-    else
-        fail(scan, in_object ? "expected a comma or a closing brace"
-                             : "expected a comma or a closing bracket");
-    return in_object ? A_NAME : A_VALUE;
+    bool may_close = scan->depth > 0 && scan->expected >= A_VALUE_OR_CLOSE;
+    if (may_close && peek(scan) == (in_object ? '}' : ']')) return scan_close(scan);
+    if (scan->expected == A_COMMA_OR_CLOSE) return scan_comma(scan, in_object);
+    bool wants_name = scan->expected == A_NAME || scan->expected == A_NAME_OR_CLOSE;
+    return wants_name ? scan_name(scan) : scan_value(scan);
 }
 
 /* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. */
 static bool scan_json(struct scan *scan) {
-    enum expected expected = A_VALUE;
-    while (scan->why == NULL) {
+    do {
         skip_space(scan);
-        int c = peek(scan);
-        if (expected == A_COMMA_OR_CLOSE && scan->depth == 0 && c == END) return true;
-        if (expected == A_COMMA_OR_CLOSE)
-            expected = scan_after_value(scan);
-        else if ((expected == A_NAME_OR_CLOSE && c == '}') ||
-                 (expected == A_VALUE_OR_CLOSE && c == ']'))
-            expected = scan_close(scan);
-        else if (expected == A_NAME || expected == A_NAME_OR_CLOSE)
-            expected = scan_name(scan);
-        else
-            expected = scan_value(scan);
-    }
+        bool is_whole = scan->expected == A_COMMA_OR_CLOSE && scan->depth == 0;
+        if (is_whole && peek(scan) == END) return true;
+    } while (scan_next(scan));
     return false;
 }
 
@@ -364,6 +341,7 @@ static bool has_escapes(struct slice text) {
 }
 
 struct slice json_string(struct json *json, const jsmntok_t *string, char *buffer, size_t size) {
+    if (json_type(json, string) != JSON_STRING) return (struct slice){"", 0};
     struct slice text = token_text(json, string);
     if (!has_escapes(text)) return text;
     struct decoded out = {buffer, 0, size};
