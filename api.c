@@ -470,10 +470,9 @@ static void answer_health(struct api *api, const struct http_request *request,
 
 bool api_is_origin_list(struct slice list) {
     if (slice_equal(list, SLICE("*"))) return true;
-    do {
-        if (!http_is_origin(cut(&list, ','))) return false;
-    } while (list.n > 0);
-    return true;
+    bool is_list = list.n > 0 && list.p[list.n - 1] != ',';
+    while (is_list && list.n > 0) is_list = http_is_origin(cut(&list, ','));
+    return is_list;
 }
 
 struct slice api_origin(const struct api *api, const struct http_request *request) {
