@@ -41,7 +41,7 @@ fuzz_LDFLAGS    := -fsanitize=fuzzer,address,undefined
 m32_CFLAGS      := $(CFLAGS) -m32
 m32_LDFLAGS     := -m32
 static_CC       := $(if $(MUSL),$(MUSL),$(CC))
-static_CFLAGS   := -Oz -flto -fno-asynchronous-unwind-tables -fstack-protector-strong
+static_CFLAGS   := -Oz -flto -fno-pie -fno-asynchronous-unwind-tables -fstack-protector-strong
 static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static fuzz

@@ -106,12 +106,10 @@ static const struct reply_text replies[] = {
 /* A reply whose body is constant, or the beginning of one whose body is not. */
 static void reply_start(struct api_reply *reply, enum reply_id id) {
     const struct reply_text *text = &replies[id];
-    reply->http = (struct http_reply){
-        .status = text->status,
-        .media_type = text->media_type,
-        .body = text->before,
-        .is_private = text->is_private,
-    };
+    reply->http = (struct http_reply){.status = text->status,
+                                      .media_type = text->media_type,
+                                      .body = text->before,
+                                      .is_private = text->is_private};
     reply->ticket = 0;
 }
 
@@ -478,13 +476,12 @@ bool api_is_origin_list(struct slice list) {
 struct slice api_origin(const struct api *api, const struct http_request *request) {
     struct slice rest = api->origins, named;
     if (slice_equal(rest, SLICE("*"))) return rest;
-    if (rest.n == 0 || request == NULL || http_field(request, "origin", &named) != 1)
-        return (struct slice){NULL, 0};
-    while (rest.n > 0) {
+    bool has_one = rest.n > 0 && request != NULL && http_field(request, "origin", &named) == 1;
+    while (has_one && rest.n > 0) {
         struct slice origin = cut(&rest, ',');
         if (http_equal_ignoring_case(origin, named)) return origin;
     }
-    return rest;
+    return (struct slice){NULL, 0};
 }
 
 /* ---- Routes ---------------------------------------------------------------------------------- */
