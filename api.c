@@ -393,12 +393,12 @@ struct room {
 static bool percent_decode(struct slice text, struct room *room) {
     room->id = (struct slice){room->decoded, 0};
     for (size_t i = 0; i < text.n; i++) {
-        int byte = text.p[i];
+        unsigned byte = (unsigned char)text.p[i];
         if (byte == '%') {
             int high = text.n - i > 2 ? json_hex_value(text.p[i + 1]) : -1;
             int low = text.n - i > 2 ? json_hex_value(text.p[i + 2]) : -1;
             if (high < 0 || low < 0) return false;
-            byte = high << 4 | low;
+            byte = (unsigned)(high << 4 | low);
             i += 2;
         }
         if (room->id.n < sizeof room->decoded) room->decoded[room->id.n++] = (char)byte;

@@ -726,7 +726,7 @@ static char *append_rare_fields(char *out, const struct http_reply *reply) {
     if (reply->varies_by_origin) out = append(out, SLICE("\r\nVary: Origin"));
     if (reply->origin.n > 0)
         out = append(append(out, SLICE("\r\nAccess-Control-Allow-Origin: ")), reply->origin);
-    if (reply->origin.n > 0 && reply->status == 204) { /* what a preflight asks for */
+    if (reply->origin.n > 0 && reply->allow && reply->status == 204) { /* to a preflight */
         out = append(out, SLICE("\r\nAccess-Control-Allow-Headers: " CORS_FIELDS
                                 "\r\nAccess-Control-Allow-Methods: "));
         out = append(out, slice_of(reply->allow));
