@@ -10,7 +10,7 @@
  * before access to the room. Arguments (what the client wrote) and rules (what may happen) are kept
  * apart: the rules do not know how a call was spelled.
  *
- * Invariants: every body stands in the table of replies, once, cut where its variable text goes; a
+ * Invariants: every body stands in one of two tables, once, cut where its variable text goes; a
  * constant body is sent from there without a copy. No request makes a body longer than
  * API_MAX_BODY_BYTES. Nothing is remembered between two calls.
  *
@@ -289,11 +289,12 @@ struct method_call {
 #define FROM_METHOD(code, reason, details) METEOR_ERROR("\"" code "\"", reason, details, code)
 #define DETAILS                            ",\"details\":{\"method\":\"e2e.setRoomKeyID\"}"
 
-/* What stands within the result. Variable text takes the place of every '%'. */
+/* What stands within the result; success has none. Variable text takes the place of every '%'. */
 /* clang-format off */
 static const struct slice method_errors[] = {
-    [REPLY_MATCH_ERROR]    = TEXT("{\"message\":\"Match error: Expected string, got %\",\"path\":\"\","
-                                  "\"sanitizedError\":" METEOR_ERROR("400", "Match failed", "", "400")
+    [REPLY_MATCH_ERROR]    = TEXT("{\"message\":\"Match error: Expected string, got %\","
+                                  "\"path\":\"\",\"sanitizedError\":"
+                                  METEOR_ERROR("400", "Match failed", "", "400")
                                   ",\"errorType\":\"Match.Error\"}"),
     [REPLY_INVALID_ROOM]   = TEXT(FROM_METHOD("error-invalid-room", "Invalid room", DETAILS)),
     [REPLY_INVALID_KEY_ID] = TEXT(FROM_METHOD("error-invalid-key-id",
@@ -320,6 +321,7 @@ static bool read_message(struct json *json, struct method_call *call) {
            call->method.type == JSON_STRING && call->method.text.n <= ID_MAX_BYTES;
 }
 
+/* Reads a call. REPLY_SUCCESS: it names a method; its arguments point into the message. */
 static enum reply_id read_call(const struct api *api, const struct http_request *request,
                                struct method_call *call) {
     struct json *body = &call->set.json, json;
