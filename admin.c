@@ -9,7 +9,8 @@
  */
 #include "admin.h"
 #include "access.h"
-#include "api.h"
+#include "http.h"
+#include "json.h"
 #include "log.h"
 #include "store.h"
 
@@ -147,8 +148,8 @@ static int check(const struct arguments *arguments) {
 /* ------------------------------------------------------------------------ export */
 
 static void print_field(const char *before, struct slice text) {
-    char string[API_JSON_STRING_BYTES(ID_MAX_BYTES)];
-    size_t size = api_json_string(text, string);
+    char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
+    size_t size = json_quote(text, string);
     fputs(before, stdout);
     fwrite(string, 1, size, stdout);
 }

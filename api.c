@@ -10,35 +10,17 @@
  * before access to the room. Arguments (what the client wrote) and rules (what may happen) are kept
  * apart: the rules do not know how a call was spelled.
  *
- * A JSON body is read in two passes, both linear in its length, whatever it holds:
- *
- *     bytes --scan--> RFC 8259 proven, depth <= 64, tokens counted --jsmn--> tokens
- *
- * jsmn splits JSON well but judges it badly: it takes {"a"}, [1,,3] and {} {} for JSON, stops at a
- * NUL, and climbs from the last token to the bracket that closes, level by level: quadratic, were
- * the depth not bounded. Behind the scan it meets only what it is good at, with exactly as many
- * tokens as it will use.
- *
- * Invariants: every body stands in the table of replies, once, cut where its variable text goes; a
+ * Invariants: every body stands in one of two tables, once, cut where its variable text goes; a
  * constant body is sent from there without a copy. No request makes a body longer than
  * API_MAX_BODY_BYTES. Nothing is remembered between two calls.
  *
- * Refused on purpose: byte order marks, comments, trailing commas, NaN (none of it is RFC 8259), a
- * Content-Type that is not JSON, and credentials given twice.
+ * Refused on purpose: a Content-Type that is not JSON, and credentials given twice.
  */
 #include "api.h"
+#include "json.h"
 #include <stdio.h>
-#include <stdlib.h>
 
-#define JSMN_STATIC
-#define JSMN_STRICT
-#define JSMN_PARENT_LINKS
-#include <jsmn.h>
-
-#define JSON_MAX_DEPTH  64 /* levels of nesting, one bit each in scan.nesting */
-#define JSON_FEW_TOKENS 64 /* as many fit on the stack, 20 bytes each */
-#define RETRY_AFTER_S   1  /* seconds until a refused connection is worth another try */
-#define NOWHERE         SIZE_MAX
+#define RETRY_AFTER_S 1 /* seconds until a refused connection is worth another try */
 
 /* ---- Replies --------------------------------------------------------------------------------- */
 
@@ -52,6 +34,10 @@ enum reply_id {
     REPLY_INVALID_KEY_ID,
     REPLY_KEY_EXISTS,
     REPLY_STORAGE,
+    REPLY_RESULT,       /* variable text: the rest of a method's result, escaped */
+    REPLY_METHOD_ERROR, /* likewise */
+    REPLY_NO_METHOD,    /* always within a REPLY_METHOD_ERROR */
+    REPLY_INVALID_CALL,
     REPLY_ROOM, /* variable text: the room's fields */
     REPLY_NO_ROOM_ID,
     REPLY_ROOM_NOT_FOUND,
@@ -81,6 +67,7 @@ struct reply_text {
 #define ERROR(sentence, code) FAILURE sentence CODE(code) "}"
 #define ERROR_IN(method, sentence, code)                                                           \
     FAILURE sentence CODE(code) ",\"details\":{\"method\":\"" method "\"}}"
+#define RESULT     "{\"message\":\"{\\\"msg\\\":\\\"result\\\""
 #define ID_OR_NAME "\\\"roomId\\\" or \\\"roomName\\\""
 
 /* clang-format off */
@@ -98,6 +85,9 @@ static const struct reply_text replies[] = {
     [REPLY_KEY_EXISTS]    = {400, JSON(ERROR_IN("e2e.setRoomKeyID", "E2E Key ID already exists",
                                                 "error-room-e2e-key-already-exists"), "")},
     [REPLY_STORAGE]       = {503, JSON(ERROR("Storage unavailable", "error-storage"), "")},
+    [REPLY_RESULT]        = {200, JSON(RESULT, "}\",\"success\":true}")},
+    [REPLY_METHOD_ERROR]  = {400, JSON(RESULT, "}\",\"success\":false}")},
+    [REPLY_INVALID_CALL]  = {400, JSON(FAILURE "Invalid method call\"}", "")},
     [REPLY_ROOM]          = {200, JSON("{\"room\":{\"_id\":", "},\"success\":true}")},
     [REPLY_NO_ROOM_ID]    = {400, JSON(ERROR("The parameter " ID_OR_NAME " is required",
                                              "error-roomid-param-not-provided"), "")},
@@ -116,12 +106,10 @@ static const struct reply_text replies[] = {
 /* A reply whose body is constant, or the beginning of one whose body is not. */
 static void reply_start(struct api_reply *reply, enum reply_id id) {
     const struct reply_text *text = &replies[id];
-    reply->http = (struct http_reply){
-        .status = text->status,
-        .media_type = text->media_type,
-        .body = text->before,
-        .is_private = text->is_private,
-    };
+    reply->http = (struct http_reply){.status = text->status,
+                                      .media_type = text->media_type,
+                                      .body = text->before,
+                                      .is_private = text->is_private};
     reply->ticket = 0;
 }
 
@@ -146,442 +134,53 @@ static void reply_end(struct api_reply *reply, enum reply_id id) {
     reply_add(reply, replies[id].after);
 }
 
-/* The escape of a character in a JSON string as JSON.stringify writes it, or an empty slice for a
- * character that stands for itself: DEL and all that is not ASCII do. */
-static struct slice json_escape(unsigned char c, char escape[8]) {
-    static const char letters[0x20] = {
-        ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
-    if (c == '"' || c == '\\' || (c < 0x20 && letters[c] != 0)) {
-        escape[0] = '\\';
-        escape[1] = c < 0x20 ? letters[c] : (char)c;
-        return (struct slice){escape, 2};
-    }
-    if (c < 0x20) return (struct slice){escape, (size_t)snprintf(escape, 8, "\\u%04x", c)};
-    return (struct slice){escape, 0};
+static void reply_with(struct api_reply *reply, enum reply_id id, struct slice text) {
+    reply_begin(reply, id);
+    reply_add(reply, text);
+    reply_end(reply, id);
 }
 
-size_t api_json_string(struct slice text, char *out) {
-    char *end = out, buffer[8];
-    *end++ = '"';
-    for (size_t i = 0; i < text.n; i++) {
-        struct slice escape = json_escape((unsigned char)text.p[i], buffer);
-        if (escape.n == 0) escape = (struct slice){text.p + i, 1};
-        memcpy(end, escape.p, escape.n);
-        end += escape.n;
-    }
-    *end++ = '"';
-    return (size_t)(end - out);
+/* Adds text as it stands within a JSON string; text may be a quoted ID. */
+static void reply_add_escaped(struct api_reply *reply, struct slice text) {
+    char string[JSON_QUOTED_BYTES(JSON_QUOTED_BYTES(ID_MAX_BYTES))];
+    reply_add(reply, (struct slice){string + 1, json_quote(text, string) - 2});
 }
 
 static void reply_add_json_string(struct api_reply *reply, struct slice text) {
-    char string[API_JSON_STRING_BYTES(ID_MAX_BYTES)];
-    reply_add(reply, (struct slice){string, api_json_string(text, string)});
-}
-
-/* ---- JSON: the scan -------------------------------------------------------------------------- */
-
-#define END (-1) /* what stands behind the last byte */
-
-struct scan {
-    struct slice text;
-    size_t pos;
-    size_t tokens;    /* strings, numbers, literals, objects and arrays: what jsmn will count */
-    const char *why;  /* NULL, or what is wrong at .pos */
-    uint64_t nesting; /* bit 0 is the innermost level: 1 an object, 0 an array */
-    unsigned depth;
-    bool is_object; /* the text as a whole */
-};
-
-/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). */
-enum expected {
-    A_VALUE,
-    A_VALUE_OR_CLOSE, /* just after [ */
-    A_NAME,
-    A_NAME_OR_CLOSE,  /* just after { */
-    A_COMMA_OR_CLOSE, /* after a value; at depth 0, the end */
-};
-
-static int peek(const struct scan *scan) {
-    return scan->pos < scan->text.n ? (unsigned char)scan->text.p[scan->pos] : END;
-}
-
-static struct slice scan_rest(const struct scan *scan) {
-    return (struct slice){scan->text.p + scan->pos, scan->text.n - scan->pos};
-}
-
-static bool fail(struct scan *scan, const char *why) {
-    scan->why = peek(scan) == END ? "unexpected end" : why;
-    return false;
-}
-
-static void skip_space(struct scan *scan) {
-    int c = peek(scan);
-    while (c == ' ' || c == '\n' || c == '\r' || c == '\t') {
-        scan->pos++;
-        c = peek(scan);
-    }
-}
-
-/* The value of a hexadecimal digit, or -1. */
-static int hex_value(int c) {
-    if (c >= '0' && c <= '9') return c - '0';
-    int letter = c | 0x20; /* lower case; -1 stays -1 */
-    return letter >= 'a' && letter <= 'f' ? letter - 'a' + 10 : -1;
-}
-
-static bool scan_escape(struct scan *scan) {
-    scan->pos++;
-    int c = peek(scan);
-    if (c == END || strchr("\"\\/bfnrtu", c) == NULL || c == '\0')
-        return fail(scan, "invalid escape");
-    scan->pos++;
-    for (int digits = c == 'u' ? 4 : 0; digits > 0; digits--) {
-        if (hex_value(peek(scan)) < 0) return fail(scan, "invalid escape");
-        scan->pos++;
-    }
-    return true;
-}
-
-/* How many bytes at the beginning of text are ASCII that stands for itself in a string. */
-static size_t plain_run(struct slice text) {
-    size_t n = 0;
-    while (n < text.n && text.p[n] >= 0x20 && (unsigned char)text.p[n] < 0x80 && text.p[n] != '"' &&
-           text.p[n] != '\\')
-        n++;
-    return n;
-}
-
-static bool scan_utf8(struct scan *scan) {
-    size_t n = slice_utf8(scan_rest(scan));
-    scan->pos += n;
-    return n > 0 || fail(scan, "invalid UTF-8");
-}
-
-static bool scan_string(struct scan *scan) {
-    scan->tokens++;
-    scan->pos++;
-    for (;;) {
-        scan->pos += plain_run(scan_rest(scan));
-        int c = peek(scan);
-        if (c == '"') break;
-        if (c < 0x20) return fail(scan, "unescaped control character");
-        if (!(c == '\\' ? scan_escape(scan) : scan_utf8(scan))) return false;
-    }
-    scan->pos++;
-    return true;
-}
-
-static bool scan_digits(struct scan *scan) {
-    if (peek(scan) < '0' || peek(scan) > '9') return fail(scan, "expected a digit");
-    while (peek(scan) >= '0' && peek(scan) <= '9') scan->pos++;
-    return true;
-}
-
-/* Section 6: no leading zeros, no plus sign, digits on both sides of the point. */
-static bool scan_number(struct scan *scan) {
-    scan->tokens++;
-    if (peek(scan) == '-') scan->pos++;
-    if (peek(scan) == '0')
-        scan->pos++;
-    else if (!scan_digits(scan))
-        return false;
-    if (peek(scan) == '.') {
-        scan->pos++;
-        if (!scan_digits(scan)) return false;
-    }
-    if (peek(scan) == 'e' || peek(scan) == 'E') {
-        scan->pos++;
-        if (peek(scan) == '+' || peek(scan) == '-') scan->pos++;
-        return scan_digits(scan);
-    }
-    return true;
-}
-
-static bool scan_literal(struct scan *scan, const char *literal) {
-    scan->tokens++;
-    for (; *literal != '\0'; literal++, scan->pos++)
-        if (peek(scan) != *literal) return fail(scan, "expected true, false or null");
-    return true;
-}
-
-static enum expected scan_open(struct scan *scan, bool is_object) {
-    if (scan->depth == JSON_MAX_DEPTH) {
-        fail(scan, "nesting too deep");
-        return A_VALUE;
-    }
-    if (scan->tokens == 0) scan->is_object = is_object;
-    scan->tokens++;
-    scan->pos++;
-    scan->depth++;
-    scan->nesting = scan->nesting << 1 | is_object;
-    return is_object ? A_NAME_OR_CLOSE : A_VALUE_OR_CLOSE;
-}
-
-static enum expected scan_close(struct scan *scan) {
-    scan->pos++;
-    scan->depth--;
-    scan->nesting >>= 1;
-    return A_COMMA_OR_CLOSE;
-}
-
-static enum expected scan_value(struct scan *scan) {
-    int c = peek(scan);
-    if (c == '{' || c == '[') return scan_open(scan, c == '{');
-    if (c == '"')
-        scan_string(scan);
-    else if (c == '-' || (c >= '0' && c <= '9'))
-        scan_number(scan);
-    else if (c == 't' || c == 'f' || c == 'n')
-        scan_literal(scan, c == 't' ? "true" : c == 'f' ? "false" : "null");
-    else
-        fail(scan, "expected a value");
-    return A_COMMA_OR_CLOSE;
-}
-
-static enum expected scan_name(struct scan *scan) {
-    if (peek(scan) != '"') {
-        fail(scan, "expected a name in quotes");
-    } else if (scan_string(scan)) {
-        skip_space(scan);
-        if (peek(scan) == ':')
-            scan->pos++;
-        else
-            fail(scan, "expected a colon");
-    }
-    return A_VALUE;
-}
-
-static enum expected scan_after_value(struct scan *scan) {
-    bool in_object = scan->nesting & 1;
-    if (scan->depth == 0)
-        fail(scan, "text after the value");
-    else if (peek(scan) == (in_object ? '}' : ']'))
-        return scan_close(scan);
-    else if (peek(scan) == ',')
-        scan->pos++;
-    else
-        fail(scan, in_object ? "expected a comma or a closing brace"
-                             : "expected a comma or a closing bracket");
-    return in_object ? A_NAME : A_VALUE;
-}
-
-/* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. */
-static bool scan_json(struct scan *scan) {
-    enum expected expected = A_VALUE;
-    while (scan->why == NULL) {
-        skip_space(scan);
-        int c = peek(scan);
-        if (expected == A_COMMA_OR_CLOSE && scan->depth == 0 && c == END) return true;
-        if (expected == A_COMMA_OR_CLOSE)
-            expected = scan_after_value(scan);
-        else if ((expected == A_NAME_OR_CLOSE && c == '}') ||
-                 (expected == A_VALUE_OR_CLOSE && c == ']'))
-            expected = scan_close(scan);
-        else if (expected == A_NAME || expected == A_NAME_OR_CLOSE)
-            expected = scan_name(scan);
-        else
-            expected = scan_value(scan);
-    }
-    return false;
-}
-
-/* ---- JSON: names and values ------------------------------------------------------------------ */
-
-/* A text and, if it is an object, its tokens; nothing else has members to be asked for. */
-struct json {
-    struct slice text;
-    const char *why; /* if the text is no JSON: what is wrong, and at which byte */
-    size_t at;
-    jsmntok_t *tokens; /* .few or allocated */
-    size_t token_count;
-    jsmntok_t few[JSON_FEW_TOKENS];
-};
-
-static void json_free(struct json *json) {
-    if (json->tokens != json->few) free(json->tokens);
-}
-
-/* Lets jsmn split an object of token_count tokens. */
-static enum reply_id json_split(struct json *json) {
-    unsigned room = (unsigned)json->token_count;
-    if (room > JSON_FEW_TOKENS) json->tokens = malloc(room * sizeof *json->tokens);
-    if (json->tokens == NULL) return REPLY_STORAGE;
-    jsmn_parser parser;
-    jsmn_init(&parser);
-    int count = jsmn_parse(&parser, json->text.p, json->text.n, json->tokens, room);
-    if (count == (int)room) return REPLY_SUCCESS;
-    /* No test comes here, it cannot come to this: jsmn refuses stray bytes, bad escapes, brackets
-     * that do not match, values in place of names, and more tokens than it has room for; the scan
-     * let none pass. */
-    json_free(json);
-    json->why = "unknown structure";
-    return REPLY_INVALID_JSON;
-}
-
-/* Reads text, which has to live as long as json. REPLY_SUCCESS: json_free is due.
- * REPLY_INVALID_JSON: .why and .at say more. REPLY_STORAGE: no memory. */
-static enum reply_id json_read(struct json *json, struct slice text) {
-    struct scan scan = {.text = text};
-    bool valid = scan_json(&scan);
-    json->text = text;
-    json->why = scan.why;
-    json->at = scan.pos;
-    json->tokens = json->few;
-    json->token_count = scan.tokens;
-    if (!valid) return REPLY_INVALID_JSON;
-    if (scan.is_object) return json_split(json);
-    json->token_count = 0;
-    return REPLY_SUCCESS;
-}
-
-/* Room for a decoded ID. An n past ID_MAX_BYTES says that it was longer than an ID may be. */
-struct id_buffer {
-    size_t n;
-    char bytes[ID_MAX_BYTES + 1];
-};
-
-static void id_put(struct id_buffer *id, unsigned byte) {
-    if (id->n < sizeof id->bytes) id->bytes[id->n++] = (char)byte;
-}
-
-static void id_put_code_point(struct id_buffer *id, unsigned c) {
-    if (c < 0x80) {
-        id_put(id, c);
-        return;
-    }
-    if (c < 0x800) {
-        id_put(id, 0xC0 | c >> 6);
-    } else if (c < 0x10000) {
-        id_put(id, 0xE0 | c >> 12);
-        id_put(id, 0x80 | (c >> 6 & 0x3F));
-    } else {
-        id_put(id, 0xF0 | c >> 18);
-        id_put(id, 0x80 | (c >> 12 & 0x3F));
-        id_put(id, 0x80 | (c >> 6 & 0x3F));
-    }
-    id_put(id, 0x80 | (c & 0x3F));
-}
-
-/* The UTF-16 code unit of the \uXXXX at the beginning of text, or 0 if there is none. */
-static unsigned unicode_escape(struct slice text) {
-    unsigned unit = 0;
-    if (text.n < 6 || text.p[0] != '\\' || text.p[1] != 'u') return 0;
-    for (size_t i = 2; i < 6; i++) unit = unit << 4 | (unsigned)hex_value(text.p[i]);
-    return unit;
-}
-
-/* Decodes the escape at the beginning of text. Returns its length in bytes, or 0 for a surrogate
- * without its other half: grammatical (RFC 8259, section 8.2) but no character, so in no ID. */
-static size_t decode_escape(struct slice text, struct id_buffer *id) {
-    static const char letters[] = "b\bf\fn\nr\rt\t";
-    if (text.p[1] != 'u') {
-        const char *letter = strchr(letters, text.p[1]);
-        id_put(id, (unsigned char)(letter != NULL ? letter[1] : text.p[1]));
-        return 2;
-    }
-    unsigned unit = unicode_escape(text);
-    if (unit < 0xD800 || unit > 0xDFFF) {
-        id_put_code_point(id, unit);
-        return 6;
-    }
-    unsigned low = unicode_escape((struct slice){text.p + 6, text.n - 6});
-    if (unit > 0xDBFF || low < 0xDC00 || low > 0xDFFF) return 0;
-    id_put_code_point(id, 0x10000 + ((unit - 0xD800) << 10) + (low - 0xDC00));
-    return 12;
-}
-
-/* Decodes what stands between a string's quotes; the scan has proved it. Returns the offset of the
- * first lone surrogate in it, where decoding ends, or NOWHERE. */
-static size_t decode_string(struct slice text, struct id_buffer *id) {
-    id->n = 0;
-    for (size_t i = 0; i < text.n;) {
-        size_t n = 1;
-        if (text.p[i] == '\\')
-            n = decode_escape((struct slice){text.p + i, text.n - i}, id);
-        else
-            id_put(id, (unsigned char)text.p[i]);
-        if (n == 0) return i;
-        i += n;
-    }
-    return NOWHERE;
-}
-
-static struct slice token_text(const struct json *json, const jsmntok_t *token) {
-    return (struct slice){json->text.p + token->start, (size_t)(token->end - token->start)};
-}
-
-/* Whether a member's name, as written, is this one. */
-static bool is_named(struct slice written, struct slice name) {
-    if (written.n == 0 || memchr(written.p, '\\', written.n) == NULL)
-        return slice_equal(written, name);
-    struct id_buffer decoded;
-    return decode_string(written, &decoded) == NOWHERE &&
-           slice_equal((struct slice){decoded.bytes, decoded.n}, name);
-}
-
-/* The value of the object's member called name, of several the last, or NULL. The tokens of names
- * are the root's children; each one's value is the token after it. */
-static const jsmntok_t *find_member(const struct json *json, struct slice name) {
-    for (size_t i = json->token_count; i-- > 1;) {
-        const jsmntok_t *token = &json->tokens[i];
-        if (token->parent == 0 && is_named(token_text(json, token), name)) return token + 1;
-    }
-    return NULL;
+    reply_add(reply, SLICE("\""));
+    reply_add_escaped(reply, text);
+    reply_add(reply, SLICE("\""));
 }
 
 /* ---- POST /api/v1/e2e.setRoomKeyID ----------------------------------------------------------- */
 
 struct argument {
-    const char *not_string; /* NULL if it is a string, otherwise what it is instead */
-    struct slice text;      /* decoded: in the body, or in .decoded if it had escapes */
-    struct id_buffer decoded;
+    enum json_type type;
+    struct slice text; /* decoded: in the body, or in .decoded if it had escapes */
+    char decoded[ID_MAX_BYTES + 1];
 };
 
 struct set_call {
+    struct json json; /* the body */
     struct slice user;
     struct argument room, key;
+    enum json_type type; /* REPLY_MATCH_ERROR: of what should be a string */
 };
 
-/* JavaScript's names, as `typeof` gives them, and null. */
-static const char *type_name(char first_byte) {
-    switch (first_byte) {
-    case '{':
-    case '[': return "object";
-    case 't':
-    case 'f': return "boolean";
-    case 'n': return "null";
-    default: return "number";
-    }
+static void read_argument(struct json *json, const jsmntok_t *value, struct argument *argument) {
+    argument->type = json_type(json, value);
+    argument->text = json_string(json, value, argument->decoded, sizeof argument->decoded);
 }
 
-/* Reads a member of the body. Returns the offset of a lone surrogate in the body, or NOWHERE. */
-static size_t read_argument(const struct json *json, struct slice name, struct argument *argument) {
-    const jsmntok_t *token = find_member(json, name);
-    argument->not_string = "undefined";
-    if (token == NULL) return NOWHERE;
-    argument->text = token_text(json, token);
-    argument->not_string = token->type == JSMN_STRING ? NULL : type_name(argument->text.p[0]);
-    if (argument->not_string != NULL || argument->text.n == 0 ||
-        memchr(argument->text.p, '\\', argument->text.n) == NULL)
-        return NOWHERE;
-    size_t lone = decode_string(argument->text, &argument->decoded);
-    argument->text = (struct slice){argument->decoded.bytes, argument->decoded.n};
-    return lone == NOWHERE ? NOWHERE : (size_t)token->start + lone;
-}
-
-static enum reply_id read_arguments(struct json *json, struct set_call *call) {
-    size_t in_room = read_argument(json, SLICE("rid"), &call->room);
-    size_t in_key = read_argument(json, SLICE("keyID"), &call->key);
-    json->at = in_room < in_key ? in_room : in_key;
-    if (json->at == NOWHERE) return REPLY_SUCCESS;
-    json->why = "lone surrogate";
-    return REPLY_INVALID_JSON;
+static void read_member(struct json *json, struct slice name, struct argument *argument) {
+    read_argument(json, json_member(json, json->root, name), argument);
 }
 
 /* The rules of setting a key ID, whichever door the call came through. What *ticket becomes is what
  * the reply rests on. */
-static enum reply_id set_key_id(struct api *api, const struct set_call *call, uint64_t *ticket) {
-    if (call->room.not_string != NULL || call->key.not_string != NULL) return REPLY_MATCH_ERROR;
+static enum reply_id set_key_id(struct api *api, struct set_call *call, uint64_t *ticket) {
+    call->type = call->room.type != JSON_STRING ? call->room.type : call->key.type;
+    if (call->type != JSON_STRING) return REPLY_MATCH_ERROR;
     struct store_record record = {call->user, call->room.text, call->key.text};
     if (!slice_is_id(record.room) || access_room_type(api->access, record.room, record.user) == 0)
         return REPLY_INVALID_ROOM;
@@ -591,11 +190,6 @@ static enum reply_id set_key_id(struct api *api, const struct set_call *call, ui
     case STORE_EXISTS: return REPLY_KEY_EXISTS;
     default: return REPLY_STORAGE;
     }
-}
-
-/* Of two arguments that are no strings the room is the one to be named. */
-static const char *match_error(const struct set_call *call) {
-    return call->room.not_string != NULL ? call->room.not_string : call->key.not_string;
 }
 
 /* Cuts off and returns what stands before the first separator, or all of it; *rest begins after. */
@@ -628,71 +222,194 @@ static bool authenticate(const struct api *api, const struct http_request *reque
            access_knows_user(api->access, *user, token);
 }
 
-static enum reply_id read_set_call(const struct api *api, const struct http_request *request,
-                                   struct json *json, struct set_call *call) {
+static enum reply_id read_json(struct json *json, struct slice text) {
+    enum json_result result = json_read(json, text);
+    if (result == JSON_INVALID) return REPLY_INVALID_JSON;
+    return result == JSON_OK ? REPLY_SUCCESS : REPLY_STORAGE;
+}
+
+/* What both doors begin with. REPLY_SUCCESS: the user is known, and json_free is due. */
+static enum reply_id read_body(const struct api *api, const struct http_request *request,
+                               struct set_call *call) {
     if (!authenticate(api, request, &call->user)) return REPLY_UNAUTHORIZED;
     if (!has_json_type(request)) return REPLY_MEDIA_TYPE;
-    enum reply_id id = json_read(json, request->body.n > 0 ? request->body : SLICE("{}"));
-    if (id != REPLY_SUCCESS) return id;
-    id = read_arguments(json, call);
-    json_free(json); /* the arguments point into the body, not to tokens */
-    return id;
+    return read_json(&call->json, request->body.n > 0 ? request->body : SLICE("{}"));
+}
+
+/* By enum json_type, in JavaScript's words: what `typeof` says, and null. */
+static const char *const type_names[] = {"undefined", "null",   "boolean", "number",
+                                         "string",    "object", "object"};
+
+static void reply_to_set(struct api_reply *reply, enum reply_id id, const struct set_call *call) {
+    if (id == REPLY_INVALID_JSON) {
+        char why[128];
+        snprintf(why, sizeof why, "%s at byte %zu", call->json.why, call->json.at);
+        reply_with(reply, id, slice_of(why));
+    } else if (id == REPLY_MATCH_ERROR) {
+        reply_with(reply, id, slice_of(type_names[call->type]));
+    } else {
+        reply_start(reply, id);
+    }
 }
 
 static void answer_set(struct api *api, const struct http_request *request,
                        struct api_reply *reply) {
-    struct json json;
     struct set_call call;
     uint64_t ticket = 0;
-    enum reply_id id = read_set_call(api, request, &json, &call);
-    if (id == REPLY_SUCCESS) id = set_key_id(api, &call, &ticket);
-
-    if (id == REPLY_INVALID_JSON) {
-        char at[sizeof " at byte " + 20];
-        snprintf(at, sizeof at, " at byte %zu", json.at);
-        reply_begin(reply, id);
-        reply_add(reply, slice_of(json.why));
-        reply_add(reply, slice_of(at));
-        reply_end(reply, id);
-    } else if (id == REPLY_MATCH_ERROR) {
-        reply_begin(reply, id);
-        reply_add(reply, slice_of(match_error(&call)));
-        reply_end(reply, id);
-    } else {
-        reply_start(reply, id);
-        reply->ticket = ticket;
+    enum reply_id id = read_body(api, request, &call);
+    if (id == REPLY_SUCCESS) {
+        read_member(&call.json, SLICE("rid"), &call.room);
+        read_member(&call.json, SLICE("keyID"), &call.key);
+        json_free(&call.json); /* the arguments point into the body, not to tokens */
+        id = call.json.why != NULL ? REPLY_INVALID_JSON : set_key_id(api, &call, &ticket);
     }
+    reply_to_set(reply, id, &call);
+    reply->ticket = ticket;
+}
+
+/* ---- POST /api/v1/method.call/e2e.setRoomKeyID ----------------------------------------------- */
+
+/* The same call as the web client sends it: the body's `message` is a JSON text in a string, and so
+ * is the reply's. Within their quotes, unescaped:
+ *
+ *     {"msg":"method","id":"1","method":"e2e.setRoomKeyID","params":[RID,KEYID]}
+ *     {"msg":"result","id":"1"}
+ *
+ * What the method itself refuses is an error within the message; all else is said as at the other
+ * door. */
+struct method_call {
+    struct set_call set;
+    struct argument msg, id, method;
+    char message[HTTP_MAX_BODY_BYTES]; /* decoded: escapes only make a text longer, so it fits */
+};
+
+#define METEOR_ERROR(error, reason, details, code)                                                 \
+    "{\"isClientSafe\":true,\"error\":" error ",\"reason\":\"" reason "\"" details                 \
+    ",\"message\":\"" reason " [" code "]\",\"errorType\":\"Meteor.Error\"}"
+#define FROM_METHOD(code, reason, details) METEOR_ERROR("\"" code "\"", reason, details, code)
+#define DETAILS                            ",\"details\":{\"method\":\"e2e.setRoomKeyID\"}"
+
+/* What stands within the result; success has none. Variable text takes the place of every '%'. */
+/* clang-format off */
+static const struct slice method_errors[] = {
+    [REPLY_MATCH_ERROR]    = TEXT("{\"message\":\"Match error: Expected string, got %\","
+                                  "\"path\":\"\",\"sanitizedError\":"
+                                  METEOR_ERROR("400", "Match failed", "", "400")
+                                  ",\"errorType\":\"Match.Error\"}"),
+    [REPLY_INVALID_ROOM]   = TEXT(FROM_METHOD("error-invalid-room", "Invalid room", DETAILS)),
+    [REPLY_INVALID_KEY_ID] = TEXT(FROM_METHOD("error-invalid-key-id",
+                                              "Invalid key ID: 1 to 255 bytes, no NUL", "")),
+    [REPLY_KEY_EXISTS]     = TEXT(FROM_METHOD("error-room-e2e-key-already-exists",
+                                              "E2E Key ID already exists", DETAILS)),
+    [REPLY_NO_METHOD]      = TEXT(METEOR_ERROR("404", "Method '%' not found", "", "404")),
+};
+/* clang-format on */
+
+/* Reads what the message says. Returns whether it has a call's shape. */
+static bool read_message(struct json *json, struct method_call *call) {
+    const jsmntok_t *params = json_member(json, json->root, SLICE("params"));
+    if (json_type(json, params) != JSON_ARRAY) return false;
+    const jsmntok_t *room = json_next(json, params, NULL);
+    read_argument(json, room, &call->set.room);
+    read_argument(json, room != NULL ? json_next(json, params, room) : NULL, &call->set.key);
+    read_member(json, SLICE("msg"), &call->msg);
+    read_member(json, SLICE("id"), &call->id);
+    read_member(json, SLICE("method"), &call->method);
+    bool is_call = call->msg.type == JSON_UNDEFINED || slice_equal(call->msg.text, SLICE("method"));
+    bool has_id = call->id.type == JSON_STRING || call->id.type == JSON_UNDEFINED;
+    return json->why == NULL && is_call && has_id && call->id.text.n <= ID_MAX_BYTES &&
+           call->method.type == JSON_STRING && call->method.text.n <= ID_MAX_BYTES;
+}
+
+/* Reads a call. REPLY_SUCCESS: it names a method; its arguments point into the message. */
+static enum reply_id read_call(const struct api *api, const struct http_request *request,
+                               struct method_call *call) {
+    struct json *body = &call->set.json, json;
+    enum reply_id id = read_body(api, request, &call->set);
+    if (id != REPLY_SUCCESS) return id;
+    const jsmntok_t *message = json_member(body, body->root, SLICE("message"));
+    call->set.type = json_type(body, message);
+    struct slice text = json_string(body, message, call->message, sizeof call->message);
+    json_free(body);
+    if (call->set.type != JSON_STRING) return REPLY_MATCH_ERROR;
+    if (body->why != NULL) return REPLY_INVALID_JSON;
+    id = read_json(&json, text);
+    if (id != REPLY_SUCCESS) return id == REPLY_INVALID_JSON ? REPLY_INVALID_CALL : id;
+    id = read_message(&json, call) ? REPLY_SUCCESS : REPLY_INVALID_CALL;
+    json_free(&json);
+    return id;
+}
+
+/* The reply to a call that has come as far as a method. */
+static void reply_to_call(struct api_reply *reply, enum reply_id id,
+                          const struct method_call *call) {
+    char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
+    enum reply_id frame = id == REPLY_SUCCESS ? REPLY_RESULT : REPLY_METHOD_ERROR;
+    struct slice rest = method_errors[id];
+    struct slice text = call->method.text;
+    if (id == REPLY_MATCH_ERROR) text = slice_of(type_names[call->set.type]);
+    reply_begin(reply, frame);
+    if (call->id.type == JSON_STRING) {
+        reply_add_escaped(reply, SLICE(",\"id\":"));
+        reply_add_escaped(reply, (struct slice){string, json_quote(call->id.text, string)});
+    }
+    text = (struct slice){string + 1, json_quote(text, string) - 2};
+    if (rest.n > 0) reply_add_escaped(reply, SLICE(",\"error\":"));
+    while (rest.n > 0) {
+        reply_add_escaped(reply, cut(&rest, '%'));
+        if (rest.n > 0) reply_add_escaped(reply, text);
+    }
+    reply_end(reply, frame);
+}
+
+static void answer_call(struct api *api, const struct http_request *request,
+                        struct api_reply *reply) {
+    struct method_call call;
+    uint64_t ticket = 0;
+    enum reply_id id = read_call(api, request, &call);
+    bool is_call = id == REPLY_SUCCESS;
+    if (is_call && slice_equal(call.method.text, SLICE("e2e.setRoomKeyID")))
+        id = set_key_id(api, &call.set, &ticket);
+    else if (is_call)
+        id = REPLY_NO_METHOD;
+    if (is_call && id != REPLY_STORAGE)
+        reply_to_call(reply, id, &call);
+    else
+        reply_to_set(reply, id, &call.set);
+    reply->ticket = ticket;
 }
 
 /* ---- GET /api/v1/rooms.info ------------------------------------------------------------------ */
 
 struct room {
-    struct id_buffer id;
+    struct slice id; /* in .decoded */
+    char decoded[ID_MAX_BYTES + 1];
     char type;
     size_t key_size; /* 0: none is set */
     char key[ID_MAX_BYTES];
 };
 
 /* Decodes %XX (RFC 3986, section 2.1); '+' is itself, as it is everywhere outside HTML forms.
- * Returns whether every escape is whole. */
-static bool percent_decode(struct slice text, struct id_buffer *id) {
-    id->n = 0;
+ * Returns whether every escape is whole. What is longer than an ID may be is cut off, and still
+ * longer than that. */
+static bool percent_decode(struct slice text, struct room *room) {
+    room->id = (struct slice){room->decoded, 0};
     for (size_t i = 0; i < text.n; i++) {
-        if (text.p[i] != '%') {
-            id_put(id, (unsigned char)text.p[i]);
-            continue;
+        unsigned byte = (unsigned char)text.p[i];
+        if (byte == '%') {
+            int high = text.n - i > 2 ? json_hex_value(text.p[i + 1]) : -1;
+            int low = text.n - i > 2 ? json_hex_value(text.p[i + 2]) : -1;
+            if (high < 0 || low < 0) return false;
+            byte = (unsigned)(high << 4 | low);
+            i += 2;
         }
-        int high = text.n - i > 2 ? hex_value(text.p[i + 1]) : -1;
-        int low = text.n - i > 2 ? hex_value(text.p[i + 2]) : -1;
-        if (high < 0 || low < 0) return false;
-        id_put(id, (unsigned)(high << 4 | low));
-        i += 2;
+        if (room->id.n < sizeof room->decoded) room->decoded[room->id.n++] = (char)byte;
     }
     return true;
 }
 
 /* Finds roomId in a query. One that is empty, broken or given twice is as good as none. */
-static enum reply_id read_room_id(struct slice query, struct id_buffer *id) {
+static enum reply_id read_room_id(struct slice query, struct room *room) {
     unsigned given = 0;
     bool usable = false, has_name = false;
     while (query.n > 0) {
@@ -700,7 +417,7 @@ static enum reply_id read_room_id(struct slice query, struct id_buffer *id) {
         struct slice name = cut(&value, '=');
         if (slice_equal(name, SLICE("roomId"))) {
             given++;
-            usable = value.n > 0 && percent_decode(value, id);
+            usable = value.n > 0 && percent_decode(value, room);
         } else if (slice_equal(name, SLICE("roomName"))) {
             has_name = true; /* rooms have no names here, so none matches */
         }
@@ -713,13 +430,12 @@ static enum reply_id find_room(struct api *api, const struct http_request *reque
                                struct room *room) {
     struct slice user;
     if (!authenticate(api, request, &user)) return REPLY_UNAUTHORIZED;
-    enum reply_id id = read_room_id(request->query, &room->id);
+    enum reply_id id = read_room_id(request->query, room);
     if (id != REPLY_SUCCESS) return id;
-    struct slice rid = {room->id.bytes, room->id.n};
-    room->type = slice_is_id(rid) ? access_room_type(api->access, rid, user) : 0;
+    room->type = slice_is_id(room->id) ? access_room_type(api->access, room->id, user) : 0;
     if (room->type == 0) return REPLY_ROOM_NOT_FOUND;
     room->key_size = 0;
-    enum store_result result = store_get(api->store, rid, room->key, &room->key_size);
+    enum store_result result = store_get(api->store, room->id, room->key, &room->key_size);
     return result == STORE_OK || result == STORE_NONE ? REPLY_ROOM : REPLY_STORAGE;
 }
 
@@ -732,7 +448,7 @@ static void answer_info(struct api *api, const struct http_request *request,
         return;
     }
     reply_begin(reply, id);
-    reply_add_json_string(reply, (struct slice){room.id.bytes, room.id.n});
+    reply_add_json_string(reply, room.id);
     reply_add(reply, SLICE(",\"t\":"));
     reply_add_json_string(reply, (struct slice){&room.type, 1});
     if (room.key_size > 0) {
@@ -750,6 +466,26 @@ static void answer_health(struct api *api, const struct http_request *request,
     reply_start(reply, store_has_failed(api->store) ? REPLY_UNHEALTHY : REPLY_HEALTHY);
 }
 
+/* ---- Origins (CORS) -------------------------------------------------------------------------- */
+
+bool api_is_origin_list(struct slice list) {
+    if (slice_equal(list, SLICE("*"))) return true;
+    bool is_list = list.n > 0 && list.p[list.n - 1] != ',';
+    while (is_list && list.n > 0) is_list = http_is_origin(cut(&list, ','));
+    return is_list;
+}
+
+struct slice api_origin(const struct api *api, const struct http_request *request) {
+    struct slice rest = api->origins, named;
+    if (slice_equal(rest, SLICE("*"))) return rest;
+    bool has_one = rest.n > 0 && request != NULL && http_field(request, "origin", &named) == 1;
+    while (has_one && rest.n > 0) {
+        struct slice origin = cut(&rest, ',');
+        if (http_equal_ignoring_case(origin, named)) return origin;
+    }
+    return (struct slice){NULL, 0};
+}
+
 /* ---- Routes ---------------------------------------------------------------------------------- */
 
 typedef void handler(struct api *api, const struct http_request *request, struct api_reply *reply);
@@ -763,6 +499,7 @@ struct route {
 /* Paths are compared as they are sent: no client needs to write one of these with escapes. */
 static const struct route routes[] = {
     {TEXT("/api/v1/e2e.setRoomKeyID"), "POST, OPTIONS", NULL, answer_set},
+    {TEXT("/api/v1/method.call/e2e.setRoomKeyID"), "POST, OPTIONS", NULL, answer_call},
     {TEXT("/api/v1/rooms.info"), "GET, HEAD, OPTIONS", answer_info, NULL},
     {TEXT("/healthz"), "GET, HEAD, OPTIONS", answer_health, NULL},
     {TEXT("*"), "GET, HEAD, POST, OPTIONS", NULL, NULL}, /* the server itself */
@@ -797,9 +534,7 @@ void api_answer(struct api *api, const struct http_request *request, struct api_
 }
 
 void api_refuse(int status, const char *why, struct api_reply *reply) {
-    reply_begin(reply, REPLY_REFUSED);
-    reply_add(reply, slice_of(why));
-    reply_end(reply, REPLY_REFUSED);
+    reply_with(reply, REPLY_REFUSED, slice_of(why));
     reply->http.status = status;
     reply->http.retry_after_s = status == 503 ? RETRY_AFTER_S : 0;
 }

@@ -8,12 +8,15 @@
 #include "http.h"
 #include "store.h"
 
-/* The longest body of a reply, in bytes: a room's ID and key ID, every byte escaped as \uXXXX. */
-#define API_MAX_BODY_BYTES (2 * 6 * ID_MAX_BYTES + 128)
+/* The longest body of a reply, in bytes: a call's ID and, twice, the name of a method that is not
+ * here, every byte escaped as \\uXXXX: JSON in a string in JSON. */
+#define API_MAX_BODY_BYTES (3 * 7 * ID_MAX_BYTES + 512)
 
 struct api {
     const struct access *access; /* owned by the caller, who may swap it between two calls */
     struct store *store;         /* likewise */
+    struct slice origins;        /* whose scripts may read replies: "*", or origins in lower case
+                                    with commas between them; empty: nobody's */
 };
 
 struct api_reply {
@@ -28,16 +31,20 @@ struct api_reply {
  * blocks. Always yields a reply; .http.close, .confirm_keep_alive are the caller's to set. */
 void api_answer(struct api *api, const struct http_request *request, struct api_reply *reply);
 
+/* Which of api->origins the request comes from, for the reply's .origin: "*" if that is what they
+ * are, otherwise the one that the request names, or an empty slice. The request may be one that was
+ * refused just now, or NULL where there is none. A browser keeps a reply without it from the script
+ * that asked; it does not keep the script from asking, so this is no access control. */
+struct slice api_origin(const struct api *api, const struct http_request *request);
+
+/* Whether list may become api->origins once in lower case. */
+bool api_is_origin_list(struct slice list);
+
 /* The reply to a request that cannot be answered otherwise: status is the parser's, or 408, or 503
  * for too many connections; why is a few words without quotes or backslashes. */
 void api_refuse(int status, const char *why, struct api_reply *reply);
 
 /* The reply to a set whose record could not be written. */
 void api_storage_unavailable(struct api_reply *reply);
-
-/* Writes text, which is UTF-8, as a JSON string with its quotes, escaped as JSON.stringify does.
- * Returns the bytes written; out has room for API_JSON_STRING_BYTES(text.n). */
-#define API_JSON_STRING_BYTES(n) (6 * (n) + 2)
-size_t api_json_string(struct slice text, char *out);
 
 #endif

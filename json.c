@@ -1,0 +1,396 @@
+/*
+ * json.c: JSON texts, read in two passes, both linear in their length, whatever they hold:
+ *
+ *     bytes --scan--> RFC 8259 proven, depth <= 64, tokens counted --jsmn--> tokens
+ *
+ * jsmn splits JSON well but judges it badly: it takes {"a"}, [1,,3] and {} {} for JSON, stops at a
+ * NUL, and climbs from the last token to the bracket that closes, level by level: quadratic, were
+ * the depth not bounded. Behind the scan it meets only what it is good at, with exactly as many
+ * tokens as it will use.
+ *
+ * Tokens stand in the order of the text, a name just before its value, and each knows its parent:
+ * the array or object around it, or a value's name.
+ *
+ *     text     {  "a" :  [  1 ,  {} ]  , "b" :  "c"  }
+ *     token    0   1     2  3    4        5      6
+ *     parent   -   0     1  2    2        0      5
+ *
+ * Refused on purpose: byte order marks, comments, trailing commas, NaN; none of it is RFC 8259.
+ */
+#define JSON_DEFINES_JSMN
+#include "json.h"
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define NOWHERE SIZE_MAX
+
+/* ---- The scan -------------------------------------------------------------------------------- */
+
+#define END (-1) /* what stands behind the last byte */
+
+/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). From A_VALUE_OR_CLOSE on the
+ * bracket or brace may close too. */
+enum expected {
+    A_VALUE,
+    A_NAME,
+    A_VALUE_OR_CLOSE, /* just after [ */
+    A_NAME_OR_CLOSE,  /* just after { */
+    A_COMMA_OR_CLOSE, /* after a value; at depth 0, the end */
+};
+
+struct scan {
+    struct slice text;
+    size_t pos;
+    size_t tokens;    /* strings, numbers, literals, objects and arrays: what jsmn will count */
+    const char *why;  /* NULL, or what is wrong at .pos */
+    uint64_t nesting; /* bit 0 is the innermost level: 1 an object, 0 an array */
+    unsigned depth;
+    enum expected expected;
+    bool is_object; /* the text as a whole */
+};
+
+static int peek(const struct scan *scan) {
+    return scan->pos < scan->text.n ? (unsigned char)scan->text.p[scan->pos] : END;
+}
+
+static struct slice scan_rest(const struct scan *scan) {
+    return (struct slice){scan->text.p + scan->pos, scan->text.n - scan->pos};
+}
+
+static bool fail(struct scan *scan, const char *why) {
+    scan->why = peek(scan) == END ? "unexpected end" : why;
+    return false;
+}
+
+/* Passes over a character. Returns whether it was there. */
+static bool skip(struct scan *scan, char c) {
+    bool is_there = peek(scan) == c;
+    scan->pos += is_there;
+    return is_there;
+}
+
+static void skip_space(struct scan *scan) {
+    for (int c = peek(scan); c == ' ' || c == '\n' || c == '\r' || c == '\t'; c = peek(scan))
+        scan->pos++;
+}
+
+int json_hex_value(int c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    int letter = c | 0x20; /* lower case; -1 stays -1 */
+    return letter >= 'a' && letter <= 'f' ? letter - 'a' + 10 : -1;
+}
+
+static bool scan_escape(struct scan *scan) {
+    scan->pos++;
+    int c = peek(scan);
+    if (c == END || strchr("\"\\/bfnrtu", c) == NULL || c == '\0')
+        return fail(scan, "invalid escape");
+    scan->pos++;
+    for (int digits = c == 'u' ? 4 : 0; digits > 0; digits--) {
+        if (json_hex_value(peek(scan)) < 0) return fail(scan, "invalid escape");
+        scan->pos++;
+    }
+    return true;
+}
+
+/* How many bytes at the beginning of text are ASCII that stands for itself in a string. */
+static size_t plain_run(struct slice text) {
+    size_t n = 0;
+    while (n < text.n && text.p[n] >= 0x20 && (unsigned char)text.p[n] < 0x80 && text.p[n] != '"' &&
+           text.p[n] != '\\')
+        n++;
+    return n;
+}
+
+static bool scan_utf8(struct scan *scan) {
+    size_t n = slice_utf8(scan_rest(scan));
+    scan->pos += n;
+    return n > 0 || fail(scan, "invalid UTF-8");
+}
+
+static bool scan_string(struct scan *scan) {
+    scan->tokens++;
+    scan->pos++;
+    for (;;) {
+        scan->pos += plain_run(scan_rest(scan));
+        if (skip(scan, '"')) return true;
+        int c = peek(scan);
+        if (c < 0x20) return fail(scan, "unescaped control character");
+        if (!(c == '\\' ? scan_escape(scan) : scan_utf8(scan))) return false;
+    }
+}
+
+static bool scan_digits(struct scan *scan) {
+    if (peek(scan) < '0' || peek(scan) > '9') return fail(scan, "expected a digit");
+    while (peek(scan) >= '0' && peek(scan) <= '9') scan->pos++;
+    return true;
+}
+
+/* Section 6: no leading zeros, no plus sign, digits on both sides of the point. */
+static bool scan_number(struct scan *scan) {
+    scan->tokens++;
+    skip(scan, '-');
+    if (!skip(scan, '0') && !scan_digits(scan)) return false;
+    if (skip(scan, '.') && !scan_digits(scan)) return false;
+    if (!skip(scan, 'e') && !skip(scan, 'E')) return true;
+    if (!skip(scan, '+')) skip(scan, '-');
+    return scan_digits(scan);
+}
+
+static bool scan_literal(struct scan *scan, const char *literal) {
+    scan->tokens++;
+    for (; *literal != '\0'; literal++, scan->pos++)
+        if (peek(scan) != *literal) return fail(scan, "expected true, false or null");
+    return true;
+}
+
+static bool scan_open(struct scan *scan, bool is_object) {
+    if (scan->depth == JSON_MAX_DEPTH) return fail(scan, "nesting too deep");
+    if (scan->tokens++ == 0) scan->is_object = is_object;
+    scan->pos++;
+    scan->depth++;
+    scan->nesting = scan->nesting << 1 | is_object;
+    scan->expected = is_object ? A_NAME_OR_CLOSE : A_VALUE_OR_CLOSE;
+    return true;
+}
+
+static bool scan_close(struct scan *scan) {
+    scan->pos++;
+    scan->depth--;
+    scan->nesting >>= 1;
+    scan->expected = A_COMMA_OR_CLOSE;
+    return true;
+}
+
+static bool scan_value(struct scan *scan) {
+    int c = peek(scan);
+    if (c == '{' || c == '[') return scan_open(scan, c == '{');
+    scan->expected = A_COMMA_OR_CLOSE;
+    if (c == '"') return scan_string(scan);
+    if (c == '-' || (c >= '0' && c <= '9')) return scan_number(scan);
+    if (c == 't') return scan_literal(scan, "true");
+    if (c == 'f') return scan_literal(scan, "false");
+    return c == 'n' ? scan_literal(scan, "null") : fail(scan, "expected a value");
+}
+
+static bool scan_name(struct scan *scan) {
+    if (peek(scan) != '"') return fail(scan, "expected a name in quotes");
+    if (!scan_string(scan)) return false;
+    skip_space(scan);
+    scan->expected = A_VALUE;
+    return skip(scan, ':') || fail(scan, "expected a colon");
+}
+
+static bool scan_comma(struct scan *scan, bool in_object) {
+    if (scan->depth == 0) return fail(scan, "text after the value");
+    scan->expected = in_object ? A_NAME : A_VALUE;
+    return skip(scan, ',') || fail(scan, in_object ? "expected a comma or a closing brace"
+                                                   : "expected a comma or a closing bracket");
+}
+
+static bool scan_next(struct scan *scan) {
+    bool in_object = scan->nesting & 1;
+    bool may_close = scan->depth > 0 && scan->expected >= A_VALUE_OR_CLOSE;
+    if (may_close && peek(scan) == (in_object ? '}' : ']')) return scan_close(scan);
+    if (scan->expected == A_COMMA_OR_CLOSE) return scan_comma(scan, in_object);
+    bool wants_name = scan->expected == A_NAME || scan->expected == A_NAME_OR_CLOSE;
+    return wants_name ? scan_name(scan) : scan_value(scan);
+}
+
+/* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. */
+static bool scan_json(struct scan *scan) {
+    do {
+        skip_space(scan);
+        bool is_whole = scan->expected == A_COMMA_OR_CLOSE && scan->depth == 0;
+        if (is_whole && peek(scan) == END) return true;
+    } while (scan_next(scan));
+    return false;
+}
+
+/* ---- Tokens ---------------------------------------------------------------------------------- */
+
+/* Lets jsmn split an object into as many tokens as the scan has counted. */
+static enum json_result split(struct json *json) {
+    unsigned room = (unsigned)json->_token_count;
+    if (room > JSON_FEW_TOKENS) json->_tokens = malloc(room * sizeof *json->_tokens);
+    if (json->_tokens == NULL) return JSON_NO_MEMORY;
+    json->root = json->_tokens;
+    jsmn_parser parser;
+    jsmn_init(&parser);
+    int count = jsmn_parse(&parser, json->_text.p, json->_text.n, json->_tokens, room);
+    if (count == (int)room) return JSON_OK;
+    /* It cannot come to this: jsmn refuses stray bytes, bad escapes, brackets that do not match,
+     * values in place of names, and more tokens than it has room for; the scan let none pass. */
+    json_free(json);
+    json->why = "unknown structure";
+    return JSON_INVALID;
+}
+
+enum json_result json_read(struct json *json, struct slice text) {
+    struct scan scan = {.text = text};
+    bool valid = scan_json(&scan);
+    json->root = NULL;
+    json->why = scan.why;
+    json->at = scan.pos;
+    json->_text = text;
+    json->_tokens = json->_few;
+    json->_token_count = scan.tokens;
+    if (!valid) return JSON_INVALID;
+    return scan.is_object ? split(json) : JSON_OK; /* nothing else has members to be asked for */
+}
+
+void json_free(struct json *json) {
+    if (json->_tokens != json->_few) free(json->_tokens);
+}
+
+static struct slice token_text(const struct json *json, const jsmntok_t *token) {
+    return (struct slice){json->_text.p + token->start, (size_t)(token->end - token->start)};
+}
+
+enum json_type json_type(const struct json *json, const jsmntok_t *value) {
+    if (value == NULL) return JSON_UNDEFINED;
+    if (value->type == JSMN_STRING) return JSON_STRING; /* its token begins behind the quote */
+    switch (json->_text.p[value->start]) {
+    case '{': return JSON_OBJECT;
+    case '[': return JSON_ARRAY;
+    case 't':
+    case 'f': return JSON_BOOLEAN;
+    case 'n': return JSON_NULL;
+    default: return JSON_NUMBER;
+    }
+}
+
+const jsmntok_t *json_next(const struct json *json, const jsmntok_t *array,
+                           const jsmntok_t *previous) {
+    const jsmntok_t *end = json->_tokens + json->_token_count;
+    const int parent = (int)(array - json->_tokens);
+    const jsmntok_t *token = previous != NULL ? previous : array;
+    while (++token < end && token->start < array->end)
+        if (token->parent == parent) return token;
+    return NULL;
+}
+
+/* ---- Strings, read --------------------------------------------------------------------------- */
+
+struct decoded {
+    char *bytes;
+    size_t n, size;
+};
+
+static void put(struct decoded *out, unsigned byte) {
+    if (out->n < out->size) out->bytes[out->n++] = (char)byte;
+}
+
+/* In UTF-8: the first byte has as many leading ones as there are bytes. */
+static void put_code_point(struct decoded *out, unsigned c) {
+    unsigned bytes = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    unsigned shift = 6 * (bytes - 1);
+    put(out, bytes == 1 ? c : (0xF00 >> bytes & 0xFF) | c >> shift);
+    while (shift > 0) {
+        shift -= 6;
+        put(out, 0x80 | (c >> shift & 0x3F));
+    }
+}
+
+/* The UTF-16 code unit of the \uXXXX at the beginning of text, or 0 if there is none. */
+static unsigned unicode_escape(struct slice text) {
+    unsigned unit = 0;
+    if (text.n < 6 || text.p[0] != '\\' || text.p[1] != 'u') return 0;
+    for (size_t i = 2; i < 6; i++) unit = unit << 4 | (unsigned)json_hex_value(text.p[i]);
+    return unit;
+}
+
+/* Decodes the escape at the beginning of text. Returns its length in bytes, or 0 for a surrogate
+ * without its other half: grammatical (RFC 8259, section 8.2) but no character, so in no ID. */
+static size_t decode_escape(struct slice text, struct decoded *out) {
+    static const char letters[] = "b\bf\fn\nr\rt\t";
+    if (text.p[1] != 'u') {
+        const char *letter = strchr(letters, text.p[1]);
+        put(out, (unsigned char)(letter != NULL ? letter[1] : text.p[1]));
+        return 2;
+    }
+    unsigned unit = unicode_escape(text);
+    if (unit < 0xD800 || unit > 0xDFFF) {
+        put_code_point(out, unit);
+        return 6;
+    }
+    unsigned low = unicode_escape((struct slice){text.p + 6, text.n - 6});
+    if (unit > 0xDBFF || low < 0xDC00 || low > 0xDFFF) return 0;
+    put_code_point(out, 0x10000 + ((unit - 0xD800) << 10) + (low - 0xDC00));
+    return 12;
+}
+
+/* Decodes what stands between a string's quotes; the scan has proved it. Returns the offset of the
+ * first lone surrogate in it, where decoding ends, or NOWHERE. */
+static size_t decode(struct slice text, struct decoded *out) {
+    for (size_t i = 0; i < text.n;) {
+        size_t n = 1;
+        if (text.p[i] == '\\')
+            n = decode_escape((struct slice){text.p + i, text.n - i}, out);
+        else
+            put(out, (unsigned char)text.p[i]);
+        if (n == 0) return i;
+        i += n;
+    }
+    return NOWHERE;
+}
+
+static bool has_escapes(struct slice text) {
+    return text.n > 0 && memchr(text.p, '\\', text.n) != NULL;
+}
+
+struct slice json_string(struct json *json, const jsmntok_t *string, char *buffer, size_t size) {
+    if (json_type(json, string) != JSON_STRING) return (struct slice){"", 0};
+    struct slice text = token_text(json, string);
+    if (!has_escapes(text)) return text;
+    struct decoded out = {buffer, 0, size};
+    size_t lone = decode(text, &out);
+    if (lone != NOWHERE) {
+        size_t at = (size_t)string->start + lone;
+        if (json->why == NULL || at < json->at) json->at = at;
+        json->why = "lone surrogate";
+    }
+    return (struct slice){buffer, out.n};
+}
+
+/* Whether a member's name, as written, is this one, which has no need of escapes: they only make it
+ * longer. */
+static bool is_named(struct slice written, struct slice name) {
+    if (written.n <= name.n) return slice_equal(written, name);
+    if (!has_escapes(written)) return false;
+    char bytes[ID_MAX_BYTES];
+    struct decoded out = {bytes, 0, sizeof bytes};
+    return decode(written, &out) == NOWHERE && slice_equal((struct slice){bytes, out.n}, name);
+}
+
+const jsmntok_t *json_member(const struct json *json, const jsmntok_t *object, struct slice name) {
+    const jsmntok_t *found = NULL, *token = NULL;
+    if (object == NULL || object->type != JSMN_OBJECT) return NULL;
+    while ((token = json_next(json, object, token)) != NULL)
+        if (is_named(token_text(json, token), name)) found = token + 1;
+    return found;
+}
+
+/* ---- Strings, written ------------------------------------------------------------------------ */
+
+/* DEL and all that is not ASCII stand for themselves. */
+size_t json_quote(struct slice text, char *out) {
+    static const char letters[0x80] = {['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f',
+                                       ['\r'] = 'r', ['"'] = '"',  ['\\'] = '\\'};
+    char *end = out;
+    *end++ = '"';
+    for (size_t i = 0; i < text.n; i++) {
+        unsigned char c = (unsigned char)text.p[i];
+        if (c < 0x80 && letters[c] != 0) {
+            *end++ = '\\';
+            *end++ = letters[c];
+        } else if (c < 0x20) {
+            end += snprintf(end, sizeof "\\u0000", "\\u%04x", c);
+        } else {
+            *end++ = (char)c;
+        }
+    }
+    *end++ = '"';
+    return (size_t)(end - out);
+}
