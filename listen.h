@@ -26,6 +26,10 @@ bool listen_is_address(const char *text);
  * its IPv4 twin can be given together. Returns 0, or -1 with errno set. */
 int listen_open(struct listener *listener, const char *text);
 
+/* Connects to an address as listen_is_address takes it. Returns a socket on which each call takes at
+ * most limit_s seconds, as connecting did, or -1 with errno set. */
+int listen_connect(const char *text, int limit_s);
+
 /* Closes a listener; a Unix socket's path is unlinked. */
 void listen_close(struct listener *listener);
 
