@@ -97,7 +97,10 @@ static bool is_blank(struct slice text) {
 bool access_next_word(struct slice *text, struct slice *word) {
     while (text->n > 0 && is_blank(*text)) text->p++, text->n--;
     word->p = text->p;
-    while (text->n > 0 && text->p[0] != '\n' && !is_blank(*text)) text->p++, text->n--;
+    /* All that ends a word is a space or below, which most bytes are not. */
+    while (text->n > 0 &&
+           ((unsigned char)text->p[0] > ' ' || (text->p[0] != '\n' && !is_blank(*text))))
+        text->p++, text->n--;
     word->n = (size_t)(text->p - word->p);
     return word->n > 0;
 }
@@ -122,29 +125,35 @@ static struct slice text_at(const struct file *file, uint64_t offset) {
 
 /* ---- tokens ---- */
 
+#define EIGHT(byte) (0x0101010101010101 * (uint64_t)(byte))
+
+/* Of eight numbers below 64, a byte each: 1 where a number is past limit, 0 elsewhere. */
+static uint64_t past(uint64_t x, unsigned limit) {
+    return (x + EIGHT(127 - limit)) >> 7 & EIGHT(1);
+}
+
 /* The standard alphabet (RFC 4648, section 4) as arithmetic: a table would be indexed by the
- * secret, and a cache remembers which of its lines were touched. Each difference wraps below zero,
- * which sets its high bits, exactly when x is past the end of a range. */
-static char base64_char(unsigned x) {
-    unsigned c = 'A' + x;
-    c += (25 - x) >> 8 & ('a' - 'Z' - 1);
-    c -= (51 - x) >> 8 & ('z' + 1 - '0');
-    c -= (61 - x) >> 8 & ('9' + 1 - '+');
-    c += (62 - x) >> 8 & ('/' - '+' - 1);
-    return (char)c;
+ * secret, and a cache remembers which of its lines were touched. Eight at a time, none of which
+ * carries into its neighbour: no sum leaves a byte. */
+static uint64_t base64_chars(uint64_t x) {
+    return x + EIGHT('A') + past(x, 25) * ('a' - 'Z' - 1) - past(x, 51) * ('z' + 1 - '0') -
+           past(x, 61) * ('9' + 1 - '+') + past(x, 62) * ('/' - '+' - 1);
 }
 
 void access_hash_token(struct slice token, char hash[ACCESS_HASH_CHARS + 1]) {
-    unsigned char digest[SHA256_BYTES + 1]; /* 33 bytes: a whole number of threes */
+    unsigned char digest[SHA256_BYTES + 4] = {
+        0}; /* 12 times three bytes, 6 times eight characters */
+    uint64_t chars[6];
+    unsigned char *x = (unsigned char *)chars;
     sha256(token.p, token.n, digest);
-    digest[SHA256_BYTES] = 0;
-
     for (size_t i = 0; i < sizeof digest; i += 3) {
         unsigned bits = (unsigned)digest[i] << 16 | (unsigned)digest[i + 1] << 8 | digest[i + 2];
-        for (unsigned j = 0; j < 4; j++) *hash++ = base64_char(bits >> (18 - 6 * j) & 63);
+        for (unsigned j = 0; j < 4; j++) *x++ = bits >> (18 - 6 * j) & 63;
     }
-    hash[-1] = '='; /* the last six bits were all padding */
-    *hash = '\0';
+    for (size_t i = 0; i < 6; i++) chars[i] = base64_chars(chars[i]);
+    memcpy(hash, chars, ACCESS_HASH_CHARS);
+    hash[ACCESS_HASH_CHARS - 1] = '='; /* the last six bits were all padding */
+    hash[ACCESS_HASH_CHARS] = '\0';
 }
 
 static bool is_base64_char(char c) {
@@ -162,9 +171,12 @@ bool access_is_hash(struct slice word) {
 }
 
 static bool is_same_hash(const char *a, const char *b) {
-    unsigned difference = 0;
-    for (size_t i = 0; i < ACCESS_HASH_CHARS; i++)
-        difference |= (unsigned char)a[i] ^ (unsigned char)b[i];
+    uint32_t x, y, difference = 0;
+    for (size_t i = 0; i < ACCESS_HASH_CHARS; i += sizeof x) {
+        memcpy(&x, a + i, sizeof x);
+        memcpy(&y, b + i, sizeof y);
+        difference |= x ^ y;
+    }
     return difference == 0;
 }
 

@@ -90,6 +90,10 @@ size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
     char *start = out;
     for (size_t i = 0; i < id.n; i++) {
         char c = id.p[i];
+        if ((unsigned char)c > '\r' && c != '\\') { /* nearly all of them */
+            *out++ = c;
+            continue;
+        }
         char letter = c == '\t' ? 't' : c == '\n' ? 'n' : c == '\r' ? 'r' : c == '\\' ? '\\' : 0;
         if (letter) *out++ = '\\';
         *out++ = letter ? letter : c;

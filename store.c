@@ -131,6 +131,16 @@ struct store {
 
 /* ------------------------------------------------------------------------ the index */
 
+/* A room as it is looked for: as the log spells it, and hashed. */
+struct room {
+    struct slice escaped;
+    uint64_t hash;
+};
+
+static struct room room_of(const struct store *store, struct slice escaped) {
+    return (struct room){escaped, table_hash(store->key, escaped)};
+}
+
 enum match { MATCH_NONE, MATCH_FOUND, MATCH_ERROR };
 
 /* Whether the line of a durable record, read back from the log, is the room's; *line then points
@@ -148,27 +158,27 @@ static enum match confirm(struct store *store, uint64_t offset, struct slice esc
     return MATCH_ERROR;
 }
 
-static enum match find_durable(struct store *store, uint64_t hash, struct slice escaped_room,
+static enum match find_durable(struct store *store, struct room room,
                                char buffer[LOG_LINE_MAX_BYTES], struct log_line *line) {
     uint64_t offset;
-    struct table_search search = table_find(&store->durable, hash);
+    struct table_search search = table_find(&store->durable, room.hash);
     while (table_next(&search, &offset)) {
-        enum match match = confirm(store, offset, escaped_room, buffer, line);
+        enum match match = confirm(store, offset, room.escaped, buffer, line);
         if (match != MATCH_NONE) return match;
     }
     return MATCH_NONE;
 }
 
 /* Whether a batch that is not durable yet sets the room. */
-static bool is_in_batch(const struct batch *batch, uint64_t hash, struct slice escaped_room) {
+static bool is_in_batch(const struct batch *batch, struct room room) {
     uint64_t offset;
-    struct table_search search = table_find(&batch->index, hash);
+    struct table_search search = table_find(&batch->index, room.hash);
     while (table_next(&search, &offset)) {
         struct log_line line;
         size_t at = (size_t)(offset - batch->start);
         const char *newline = memchr(batch->bytes + at, '\n', batch->size - at);
         struct slice text = {batch->bytes + at, (size_t)(newline - (batch->bytes + at))};
-        if (log_parse(text, &line) == LOG_VALID && slice_equal(line.room, escaped_room))
+        if (log_parse(text, &line) == LOG_VALID && slice_equal(line.room, room.escaped))
             return true;
     }
     return false;
@@ -190,17 +200,17 @@ struct replay {
 /* Indexes a record that is on disk if its room is new. Returns LOG_VALID, LOG_ROOM_TWICE, or -1
  * with errno set. */
 static int index_record(struct store *store, const struct log_line *line, uint64_t offset) {
-    char room[ID_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
+    char buffer[LOG_LINE_MAX_BYTES];
     struct log_line other;
-    uint64_t hash = table_hash(store->key, (struct slice){room, log_unescape(line->room, room)});
-    enum match match = find_durable(store, hash, line->room, buffer, &other);
+    struct room room = room_of(store, line->room);
+    enum match match = find_durable(store, room, buffer, &other);
     if (match == MATCH_FOUND) return LOG_ROOM_TWICE;
     if (match == MATCH_ERROR) return -1;
-    if (table_reserve(&store->durable, hash) < 0) {
+    if (table_reserve(&store->durable, room.hash) < 0) {
         errno = ENOMEM;
         return -1;
     }
-    table_insert(&store->durable, hash, offset);
+    table_insert(&store->durable, room.hash, offset);
     return LOG_VALID;
 }
 
@@ -570,24 +580,23 @@ struct store *store_open(const char *dir, char *why, size_t why_size) {
 
 /* Under lock: takes a record into the open batch, or finds that a batch on its way has the room. */
 static enum store_result take_record(struct store *store, const struct store_record *record,
-                                     struct slice escaped_room, uint64_t *ticket) {
-    uint64_t hash = table_hash(store->key, record->room);
+                                     struct room room, uint64_t *ticket) {
     struct batch *open = store->open;
     const struct batch *const on_their_way[] = {store->settled, store->committing, open};
     for (int i = 0; i < 3; i++)
-        if (on_their_way[i] && is_in_batch(on_their_way[i], hash, escaped_room)) {
+        if (on_their_way[i] && is_in_batch(on_their_way[i], room)) {
             *ticket = on_their_way[i]->number;
             return STORE_EXISTS;
         }
-    if (!make_room(open) || table_reserve(&open->index, hash) < 0) return STORE_UNAVAILABLE;
-    if (table_reserve(&store->durable, hash) < 0) {
-        table_release(&open->index, hash);
+    if (!make_room(open) || table_reserve(&open->index, room.hash) < 0) return STORE_UNAVAILABLE;
+    if (table_reserve(&store->durable, room.hash) < 0) {
+        table_release(&open->index, room.hash);
         return STORE_UNAVAILABLE;
     }
     uint64_t offset = open->start + open->size;
-    open->size += write_record(open, record, escaped_room);
-    open->entries[open->entry_count++] = (struct entry){hash, offset};
-    table_insert(&open->index, hash, offset);
+    open->size += write_record(open, record, room.escaped);
+    open->entries[open->entry_count++] = (struct entry){room.hash, offset};
+    table_insert(&open->index, room.hash, offset);
     *ticket = open->number;
     return STORE_OK;
 }
@@ -595,11 +604,10 @@ static enum store_result take_record(struct store *store, const struct store_rec
 enum store_result store_set(struct store *store, const struct store_record *record,
                             uint64_t *ticket) {
     char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
-    struct slice room = {escaped, log_escape(record->room, escaped)};
+    struct room room = room_of(store, (struct slice){escaped, log_escape(record->room, escaped)});
     struct log_line line;
     *ticket = 0;
-    enum match match =
-        find_durable(store, table_hash(store->key, record->room), room, buffer, &line);
+    enum match match = find_durable(store, room, buffer, &line);
     if (match != MATCH_NONE) return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
     if (store->failed) return STORE_UNAVAILABLE;
     pthread_mutex_lock(&store->lock);
@@ -612,9 +620,9 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
                             size_t *key_size) {
     char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
-    struct slice escaped_room = {escaped, log_escape(room, escaped)};
+    struct slice spelled = {escaped, log_escape(room, escaped)};
     struct log_line line;
-    switch (find_durable(store, table_hash(store->key, room), escaped_room, buffer, &line)) {
+    switch (find_durable(store, room_of(store, spelled), buffer, &line)) {
     case MATCH_FOUND: *key_size = log_unescape(line.key, key); return STORE_OK;
     case MATCH_NONE: return STORE_NONE;
     case MATCH_ERROR: break;

@@ -77,6 +77,10 @@ static bool is_method(const struct refusal *refusal) {
     return is_unknown && refusal->at <= line_end;
 }
 
+static bool is_preface_method(const struct refusal *refusal) {
+    return has_reason(refusal, "Expected HTTP/2 Connection Preface");
+}
+
 static bool is_minor_version(const struct refusal *refusal) {
     return has_reason(refusal, "Invalid HTTP version") && is_about(refusal, "23456789");
 }
@@ -114,6 +118,7 @@ static const struct {
     const char *why; /* http.c is right to take it */
 } deliberate[] = {
     {is_method, "RFC 9110, 9.1 and 15.6.2: any token is a method; an unknown one is no bad syntax"},
+    {is_preface_method, "RFC 9110, 9.1: so is PRI, as long as it is a request of HTTP/1.1"},
     {is_minor_version, "RFC 9110, 2.5: a higher minor version is taken for the highest known"},
     {is_tab_after_length, "RFC 9112, 5: a value may be followed by tabs as well as by spaces"},
     {is_tab_after_coding, "RFC 9112, 5: likewise"},
