@@ -34,6 +34,10 @@ enum reply_id {
     REPLY_INVALID_KEY_ID,
     REPLY_KEY_EXISTS,
     REPLY_STORAGE,
+    REPLY_RESULT,       /* variable text: the rest of a method's result, escaped */
+    REPLY_METHOD_ERROR, /* likewise */
+    REPLY_NO_METHOD,    /* always within a REPLY_METHOD_ERROR */
+    REPLY_INVALID_CALL,
     REPLY_ROOM, /* variable text: the room's fields */
     REPLY_NO_ROOM_ID,
     REPLY_ROOM_NOT_FOUND,
@@ -63,6 +67,7 @@ struct reply_text {
 #define ERROR(sentence, code) FAILURE sentence CODE(code) "}"
 #define ERROR_IN(method, sentence, code)                                                           \
     FAILURE sentence CODE(code) ",\"details\":{\"method\":\"" method "\"}}"
+#define RESULT     "{\"message\":\"{\\\"msg\\\":\\\"result\\\""
 #define ID_OR_NAME "\\\"roomId\\\" or \\\"roomName\\\""
 
 /* clang-format off */
@@ -80,6 +85,9 @@ static const struct reply_text replies[] = {
     [REPLY_KEY_EXISTS]    = {400, JSON(ERROR_IN("e2e.setRoomKeyID", "E2E Key ID already exists",
                                                 "error-room-e2e-key-already-exists"), "")},
     [REPLY_STORAGE]       = {503, JSON(ERROR("Storage unavailable", "error-storage"), "")},
+    [REPLY_RESULT]        = {200, JSON(RESULT, "}\",\"success\":true}")},
+    [REPLY_METHOD_ERROR]  = {400, JSON(RESULT, "}\",\"success\":false}")},
+    [REPLY_INVALID_CALL]  = {400, JSON(FAILURE "Invalid method call\"}", "")},
     [REPLY_ROOM]          = {200, JSON("{\"room\":{\"_id\":", "},\"success\":true}")},
     [REPLY_NO_ROOM_ID]    = {400, JSON(ERROR("The parameter " ID_OR_NAME " is required",
                                              "error-roomid-param-not-provided"), "")},
@@ -128,40 +136,53 @@ static void reply_end(struct api_reply *reply, enum reply_id id) {
     reply_add(reply, replies[id].after);
 }
 
+static void reply_with(struct api_reply *reply, enum reply_id id, struct slice text) {
+    reply_begin(reply, id);
+    reply_add(reply, text);
+    reply_end(reply, id);
+}
+
+/* Adds text as it stands within a JSON string; text may be a quoted ID. */
+static void reply_add_escaped(struct api_reply *reply, struct slice text) {
+    char string[JSON_QUOTED_BYTES(JSON_QUOTED_BYTES(ID_MAX_BYTES))];
+    reply_add(reply, (struct slice){string + 1, json_quote(text, string) - 2});
+}
+
 static void reply_add_json_string(struct api_reply *reply, struct slice text) {
-    char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
-    reply_add(reply, (struct slice){string, json_quote(text, string)});
+    reply_add(reply, SLICE("\""));
+    reply_add_escaped(reply, text);
+    reply_add(reply, SLICE("\""));
 }
 
 /* ---- POST /api/v1/e2e.setRoomKeyID ----------------------------------------------------------- */
 
 struct argument {
-    const char *not_string; /* NULL if it is a string, otherwise what it is instead */
-    struct slice text;      /* decoded: in the body, or in .decoded if it had escapes */
+    enum json_type type;
+    struct slice text; /* decoded: in the body, or in .decoded if it had escapes */
     char decoded[ID_MAX_BYTES + 1];
 };
 
 struct set_call {
+    struct json json; /* the body */
     struct slice user;
     struct argument room, key;
+    enum json_type type; /* REPLY_MATCH_ERROR: of what should be a string */
 };
 
 static void read_argument(struct json *json, const jsmntok_t *value, struct argument *argument) {
-    /* JavaScript's names, as `typeof` gives them, and null. */
-    static const char *const names[] = {
-        [JSON_UNDEFINED] = "undefined", [JSON_NULL] = "null", [JSON_BOOLEAN] = "boolean",
-        [JSON_NUMBER] = "number",       [JSON_STRING] = NULL, [JSON_ARRAY] = "object",
-        [JSON_OBJECT] = "object",
-    };
-    argument->not_string = names[json_type(json, value)];
-    if (argument->not_string == NULL)
-        argument->text = json_string(json, value, argument->decoded, sizeof argument->decoded);
+    argument->type = json_type(json, value);
+    argument->text = json_string(json, value, argument->decoded, sizeof argument->decoded);
+}
+
+static void read_member(struct json *json, struct slice name, struct argument *argument) {
+    read_argument(json, json_member(json, json->root, name), argument);
 }
 
 /* The rules of setting a key ID, whichever door the call came through. What *ticket becomes is what
  * the reply rests on. */
-static enum reply_id set_key_id(struct api *api, const struct set_call *call, uint64_t *ticket) {
-    if (call->room.not_string != NULL || call->key.not_string != NULL) return REPLY_MATCH_ERROR;
+static enum reply_id set_key_id(struct api *api, struct set_call *call, uint64_t *ticket) {
+    call->type = call->room.type != JSON_STRING ? call->room.type : call->key.type;
+    if (call->type != JSON_STRING) return REPLY_MATCH_ERROR;
     struct store_record record = {call->user, call->room.text, call->key.text};
     if (!slice_is_id(record.room) || access_room_type(api->access, record.room, record.user) == 0)
         return REPLY_INVALID_ROOM;
@@ -171,11 +192,6 @@ static enum reply_id set_key_id(struct api *api, const struct set_call *call, ui
     case STORE_EXISTS: return REPLY_KEY_EXISTS;
     default: return REPLY_STORAGE;
     }
-}
-
-/* Of two arguments that are no strings the room is the one to be named. */
-static const char *match_error(const struct set_call *call) {
-    return call->room.not_string != NULL ? call->room.not_string : call->key.not_string;
 }
 
 /* Cuts off and returns what stands before the first separator, or all of it; *rest begins after. */
@@ -208,44 +224,159 @@ static bool authenticate(const struct api *api, const struct http_request *reque
            access_knows_user(api->access, *user, token);
 }
 
-static enum reply_id read_set_call(const struct api *api, const struct http_request *request,
-                                   struct json *json, struct set_call *call) {
+static enum reply_id read_json(struct json *json, struct slice text) {
+    enum json_result result = json_read(json, text);
+    if (result == JSON_INVALID) return REPLY_INVALID_JSON;
+    return result == JSON_OK ? REPLY_SUCCESS : REPLY_STORAGE;
+}
+
+/* What both doors begin with. REPLY_SUCCESS: the user is known, and json_free is due. */
+static enum reply_id read_body(const struct api *api, const struct http_request *request,
+                               struct set_call *call) {
     if (!authenticate(api, request, &call->user)) return REPLY_UNAUTHORIZED;
     if (!has_json_type(request)) return REPLY_MEDIA_TYPE;
-    switch (json_read(json, request->body.n > 0 ? request->body : SLICE("{}"))) {
-    case JSON_OK: break;
-    case JSON_INVALID: return REPLY_INVALID_JSON;
-    case JSON_NO_MEMORY: return REPLY_STORAGE;
+    return read_json(&call->json, request->body.n > 0 ? request->body : SLICE("{}"));
+}
+
+/* By enum json_type, in JavaScript's words: what `typeof` says, and null. */
+static const char *const type_names[] = {"undefined", "null",   "boolean", "number",
+                                         "string",    "object", "object"};
+
+static void reply_to_set(struct api_reply *reply, enum reply_id id, const struct set_call *call) {
+    if (id == REPLY_INVALID_JSON) {
+        char why[128];
+        snprintf(why, sizeof why, "%s at byte %zu", call->json.why, call->json.at);
+        reply_with(reply, id, slice_of(why));
+    } else if (id == REPLY_MATCH_ERROR) {
+        reply_with(reply, id, slice_of(type_names[call->type]));
+    } else {
+        reply_start(reply, id);
     }
-    read_argument(json, json_member(json, json->root, SLICE("rid")), &call->room);
-    read_argument(json, json_member(json, json->root, SLICE("keyID")), &call->key);
-    json_free(json); /* the arguments point into the body, not to tokens */
-    return json->why != NULL ? REPLY_INVALID_JSON : REPLY_SUCCESS;
 }
 
 static void answer_set(struct api *api, const struct http_request *request,
                        struct api_reply *reply) {
-    struct json json;
     struct set_call call;
     uint64_t ticket = 0;
-    enum reply_id id = read_set_call(api, request, &json, &call);
-    if (id == REPLY_SUCCESS) id = set_key_id(api, &call, &ticket);
-
-    if (id == REPLY_INVALID_JSON) {
-        char at[sizeof " at byte " + 20];
-        snprintf(at, sizeof at, " at byte %zu", json.at);
-        reply_begin(reply, id);
-        reply_add(reply, slice_of(json.why));
-        reply_add(reply, slice_of(at));
-        reply_end(reply, id);
-    } else if (id == REPLY_MATCH_ERROR) {
-        reply_begin(reply, id);
-        reply_add(reply, slice_of(match_error(&call)));
-        reply_end(reply, id);
-    } else {
-        reply_start(reply, id);
-        reply->ticket = ticket;
+    enum reply_id id = read_body(api, request, &call);
+    if (id == REPLY_SUCCESS) {
+        read_member(&call.json, SLICE("rid"), &call.room);
+        read_member(&call.json, SLICE("keyID"), &call.key);
+        json_free(&call.json); /* the arguments point into the body, not to tokens */
+        id = call.json.why != NULL ? REPLY_INVALID_JSON : set_key_id(api, &call, &ticket);
     }
+    reply_to_set(reply, id, &call);
+    reply->ticket = ticket;
+}
+
+/* ---- POST /api/v1/method.call/e2e.setRoomKeyID ----------------------------------------------- */
+
+/* The same call as the web client sends it: the body's `message` is a JSON text in a string, and so
+ * is the reply's. Within their quotes, unescaped:
+ *
+ *     {"msg":"method","id":"1","method":"e2e.setRoomKeyID","params":[RID,KEYID]}
+ *     {"msg":"result","id":"1"}
+ *
+ * What the method itself refuses is an error within the message; all else is said as at the other
+ * door. */
+struct method_call {
+    struct set_call set;
+    struct argument msg, id, method;
+    char message[HTTP_MAX_BODY_BYTES]; /* decoded: escapes only make a text longer, so it fits */
+};
+
+#define METEOR_ERROR(error, reason, details, code)                                                 \
+    "{\"isClientSafe\":true,\"error\":" error ",\"reason\":\"" reason "\"" details                 \
+    ",\"message\":\"" reason " [" code "]\",\"errorType\":\"Meteor.Error\"}"
+#define FROM_METHOD(code, reason, details) METEOR_ERROR("\"" code "\"", reason, details, code)
+#define DETAILS                            ",\"details\":{\"method\":\"e2e.setRoomKeyID\"}"
+
+/* What stands within the result. Variable text takes the place of every '%'. */
+/* clang-format off */
+static const struct slice method_errors[] = {
+    [REPLY_MATCH_ERROR]    = TEXT("{\"message\":\"Match error: Expected string, got %\",\"path\":\"\","
+                                  "\"sanitizedError\":" METEOR_ERROR("400", "Match failed", "", "400")
+                                  ",\"errorType\":\"Match.Error\"}"),
+    [REPLY_INVALID_ROOM]   = TEXT(FROM_METHOD("error-invalid-room", "Invalid room", DETAILS)),
+    [REPLY_INVALID_KEY_ID] = TEXT(FROM_METHOD("error-invalid-key-id",
+                                              "Invalid key ID: 1 to 255 bytes, no NUL", "")),
+    [REPLY_KEY_EXISTS]     = TEXT(FROM_METHOD("error-room-e2e-key-already-exists",
+                                              "E2E Key ID already exists", DETAILS)),
+    [REPLY_NO_METHOD]      = TEXT(METEOR_ERROR("404", "Method '%' not found", "", "404")),
+};
+/* clang-format on */
+
+/* Reads what the message says. Returns whether it has a call's shape. */
+static bool read_message(struct json *json, struct method_call *call) {
+    const jsmntok_t *params = json_member(json, json->root, SLICE("params"));
+    if (json_type(json, params) != JSON_ARRAY) return false;
+    const jsmntok_t *room = json_next(json, params, NULL);
+    read_argument(json, room, &call->set.room);
+    read_argument(json, room != NULL ? json_next(json, params, room) : NULL, &call->set.key);
+    read_member(json, SLICE("msg"), &call->msg);
+    read_member(json, SLICE("id"), &call->id);
+    read_member(json, SLICE("method"), &call->method);
+    bool is_call = call->msg.type == JSON_UNDEFINED || slice_equal(call->msg.text, SLICE("method"));
+    bool has_id = call->id.type == JSON_STRING || call->id.type == JSON_UNDEFINED;
+    return json->why == NULL && is_call && has_id && call->id.text.n <= ID_MAX_BYTES &&
+           call->method.type == JSON_STRING && call->method.text.n <= ID_MAX_BYTES;
+}
+
+static enum reply_id read_call(const struct api *api, const struct http_request *request,
+                               struct method_call *call) {
+    struct json *body = &call->set.json, json;
+    enum reply_id id = read_body(api, request, &call->set);
+    if (id != REPLY_SUCCESS) return id;
+    const jsmntok_t *message = json_member(body, body->root, SLICE("message"));
+    call->set.type = json_type(body, message);
+    struct slice text = json_string(body, message, call->message, sizeof call->message);
+    json_free(body);
+    if (call->set.type != JSON_STRING) return REPLY_MATCH_ERROR;
+    if (body->why != NULL) return REPLY_INVALID_JSON;
+    id = read_json(&json, text);
+    if (id != REPLY_SUCCESS) return id == REPLY_INVALID_JSON ? REPLY_INVALID_CALL : id;
+    id = read_message(&json, call) ? REPLY_SUCCESS : REPLY_INVALID_CALL;
+    json_free(&json);
+    return id;
+}
+
+/* The reply to a call that has come as far as a method. */
+static void reply_to_call(struct api_reply *reply, enum reply_id id,
+                          const struct method_call *call) {
+    char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
+    enum reply_id frame = id == REPLY_SUCCESS ? REPLY_RESULT : REPLY_METHOD_ERROR;
+    struct slice rest = method_errors[id];
+    struct slice text = call->method.text;
+    if (id == REPLY_MATCH_ERROR) text = slice_of(type_names[call->set.type]);
+    reply_begin(reply, frame);
+    if (call->id.type == JSON_STRING) {
+        reply_add_escaped(reply, SLICE(",\"id\":"));
+        reply_add_escaped(reply, (struct slice){string, json_quote(call->id.text, string)});
+    }
+    text = (struct slice){string + 1, json_quote(text, string) - 2};
+    if (rest.n > 0) reply_add_escaped(reply, SLICE(",\"error\":"));
+    while (rest.n > 0) {
+        reply_add_escaped(reply, cut(&rest, '%'));
+        if (rest.n > 0) reply_add_escaped(reply, text);
+    }
+    reply_end(reply, frame);
+}
+
+static void answer_call(struct api *api, const struct http_request *request,
+                        struct api_reply *reply) {
+    struct method_call call;
+    uint64_t ticket = 0;
+    enum reply_id id = read_call(api, request, &call);
+    bool is_call = id == REPLY_SUCCESS;
+    if (is_call && slice_equal(call.method.text, SLICE("e2e.setRoomKeyID")))
+        id = set_key_id(api, &call.set, &ticket);
+    else if (is_call)
+        id = REPLY_NO_METHOD;
+    if (is_call && id != REPLY_STORAGE)
+        reply_to_call(reply, id, &call);
+    else
+        reply_to_set(reply, id, &call.set);
+    reply->ticket = ticket;
 }
 
 /* ---- GET /api/v1/rooms.info ------------------------------------------------------------------ */
@@ -335,6 +466,28 @@ static void answer_health(struct api *api, const struct http_request *request,
     reply_start(reply, store_has_failed(api->store) ? REPLY_UNHEALTHY : REPLY_HEALTHY);
 }
 
+/* ---- Origins (CORS) -------------------------------------------------------------------------- */
+
+bool api_is_origin_list(struct slice list) {
+    if (slice_equal(list, SLICE("*"))) return true;
+    do {
+        if (!http_is_origin(cut(&list, ','))) return false;
+    } while (list.n > 0);
+    return true;
+}
+
+struct slice api_origin(const struct api *api, const struct http_request *request) {
+    struct slice rest = api->origins, named;
+    if (slice_equal(rest, SLICE("*"))) return rest;
+    if (rest.n == 0 || request == NULL || http_field(request, "origin", &named) != 1)
+        return (struct slice){NULL, 0};
+    while (rest.n > 0) {
+        struct slice origin = cut(&rest, ',');
+        if (http_equal_ignoring_case(origin, named)) return origin;
+    }
+    return rest;
+}
+
 /* ---- Routes ---------------------------------------------------------------------------------- */
 
 typedef void handler(struct api *api, const struct http_request *request, struct api_reply *reply);
@@ -348,6 +501,7 @@ struct route {
 /* Paths are compared as they are sent: no client needs to write one of these with escapes. */
 static const struct route routes[] = {
     {TEXT("/api/v1/e2e.setRoomKeyID"), "POST, OPTIONS", NULL, answer_set},
+    {TEXT("/api/v1/method.call/e2e.setRoomKeyID"), "POST, OPTIONS", NULL, answer_call},
     {TEXT("/api/v1/rooms.info"), "GET, HEAD, OPTIONS", answer_info, NULL},
     {TEXT("/healthz"), "GET, HEAD, OPTIONS", answer_health, NULL},
     {TEXT("*"), "GET, HEAD, POST, OPTIONS", NULL, NULL}, /* the server itself */
@@ -382,9 +536,7 @@ void api_answer(struct api *api, const struct http_request *request, struct api_
 }
 
 void api_refuse(int status, const char *why, struct api_reply *reply) {
-    reply_begin(reply, REPLY_REFUSED);
-    reply_add(reply, slice_of(why));
-    reply_end(reply, REPLY_REFUSED);
+    reply_with(reply, REPLY_REFUSED, slice_of(why));
     reply->http.status = status;
     reply->http.retry_after_s = status == 503 ? RETRY_AFTER_S : 0;
 }

@@ -8,12 +8,15 @@
 #include "http.h"
 #include "store.h"
 
-/* The longest body of a reply, in bytes: a room's ID and key ID, every byte escaped as \uXXXX. */
-#define API_MAX_BODY_BYTES (2 * 6 * ID_MAX_BYTES + 128)
+/* The longest body of a reply, in bytes: a call's ID and, twice, the name of a method that is not
+ * here, every byte escaped as \\uXXXX: JSON in a string in JSON. */
+#define API_MAX_BODY_BYTES (3 * 7 * ID_MAX_BYTES + 512)
 
 struct api {
     const struct access *access; /* owned by the caller, who may swap it between two calls */
     struct store *store;         /* likewise */
+    struct slice origins;        /* whose scripts may read replies: "*", or origins in lower case
+                                    with commas between them; empty: nobody's */
 };
 
 struct api_reply {
@@ -27,6 +30,15 @@ struct api_reply {
 /* Answers a complete request. May read the disk where store_set and store_get may; otherwise never
  * blocks. Always yields a reply; .http.close, .confirm_keep_alive are the caller's to set. */
 void api_answer(struct api *api, const struct http_request *request, struct api_reply *reply);
+
+/* Which of api->origins the request comes from, for the reply's .origin: "*" if that is what they
+ * are, otherwise the one that the request names, or an empty slice. The request may be one that was
+ * refused just now, or NULL where there is none. A browser keeps a reply without it from the script
+ * that asked; it does not keep the script from asking, so this is no access control. */
+struct slice api_origin(const struct api *api, const struct http_request *request);
+
+/* Whether list may become api->origins once in lower case. */
+bool api_is_origin_list(struct slice list);
 
 /* The reply to a request that cannot be answered otherwise: status is the parser's, or 408, or 503
  * for too many connections; why is a few words without quotes or backslashes. */

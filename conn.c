@@ -80,6 +80,7 @@ struct conn {
     struct conn *prev, *next; /* in the list of its state */
     struct conn *next_queued; /* in the write phase's queue, or in the one of conns with input */
     int64_t since_ms;         /* when it entered its state */
+    struct slice origin;      /* of the last request: whose scripts may read its reply */
     uint64_t ticket;          /* what the last reply rests on, 0 if nothing */
     size_t reply_begin;       /* while there is a ticket: where that reply begins in the outbox */
     struct inbox *in;         /* NULL when empty */
@@ -183,6 +184,8 @@ static void add_reply(struct conns *conns, struct conn *conn) {
     char *to = reserve_out(conns, conn, HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n);
     if (!to) return;
     reply->close = conn->closing;
+    reply->origin = conn->origin;
+    reply->varies_by_origin = conns->api.origins.n > 0 && conns->api.origins.p[0] != '*';
     conn->reply_begin = conn->out->end;
     conn->out->end += http_write_reply(to, reply, current_date(conns));
     conn->ticket = conns->reply.ticket;
@@ -229,6 +232,8 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
         size_t size = in->end - in->begin;
         enum http_progress progress = http_parse(&in->request, in->bytes + in->begin, &size);
         in->end = in->begin + size;
+        if (progress == HTTP_DONE || progress == HTTP_ERROR)
+            conn->origin = api_origin(&conns->api, &in->request);
         switch (progress) {
         case HTTP_CONTINUE: {
             char *to = reserve_out(conns, conn, sizeof HTTP_100_CONTINUE - 1);
@@ -534,6 +539,7 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
     conn->state = CONN_IDLE;
     conn->since_ms = conns->now_ms;
     conn->is_refusal = is_refusal;
+    conn->origin = api_origin(&conns->api, NULL);
     list_append(&conns->lists[CONN_IDLE], conn);
     conns->count++;
     conns->refusal_count += is_refusal;

@@ -234,6 +234,13 @@ static size_t scheme_length(struct slice s) {
     return 0;
 }
 
+bool http_is_origin(struct slice s) {
+    size_t begin = scheme_length(s);
+    struct slice host = {s.p + begin, s.n - begin};
+    return begin > 0 && s.n <= HTTP_MAX_ORIGIN_BYTES && is_host(host, false) &&
+           s.p[s.n - 1] != ':' && memchr(host.p, '*', host.n) == NULL;
+}
+
 /* Where path and query begin in an absolute-form target (RFC 9112, 3.2.2), or 0 if it is none. The
  * host in it is not looked at further, like the one in the field: this server has one name. */
 static size_t authority_end(struct slice s) {
@@ -717,6 +724,17 @@ static char *append_rare_fields(char *out, const struct http_reply *reply) {
     if (reply->retry_after_s > 0) {
         out = append(out, SLICE("\r\nRetry-After: "));
         out = append_number(out, reply->retry_after_s);
+    }
+    if (reply->varies_by_origin) out = append(out, SLICE("\r\nVary: Origin"));
+    if (reply->origin.n > 0) {
+        out = append(out, SLICE("\r\nAccess-Control-Allow-Origin: "));
+        out = append(out, reply->origin);
+    }
+    if (reply->origin.n > 0 && reply->status == 204) { /* what a preflight asks for */
+        out =
+            append(out, SLICE("\r\nAccess-Control-Allow-Headers: Content-Type, X-User-Id, "
+                              "X-Auth-Token, X-Requested-With\r\nAccess-Control-Allow-Methods: "));
+        out = append(out, slice_of(reply->allow));
     }
     if (reply->close)
         out = append(out, SLICE("\r\nConnection: close"));

@@ -19,6 +19,7 @@
 #define HTTP_MAX_FIELDS           100
 #define HTTP_MAX_BODY_BYTES       65536 /* after chunks are joined */
 #define HTTP_MAX_CHUNK_LINE_BYTES 1024  /* a chunk's size and extensions */
+#define HTTP_MAX_ORIGIN_BYTES     300   /* that --cors takes: a name of DNS has at most 253 */
 
 /* A buffer of this size is never too small: while http_parse asks for more, it holds less. */
 #define HTTP_MAX_REQUEST_BYTES (HTTP_MAX_HEAD_BYTES + HTTP_MAX_BODY_BYTES + HTTP_MAX_HEAD_BYTES)
@@ -91,6 +92,10 @@ unsigned http_field(const struct http_request *request, const char *name, struct
 /* Whether a and b are the same but for the case of ASCII letters. */
 bool http_equal_ignoring_case(struct slice a, struct slice b);
 
+/* Whether s is an origin as browsers write it: http or https, a host, perhaps a port (RFC 6454,
+ * section 6.2). No wildcards. */
+bool http_is_origin(struct slice s);
+
 /* The interim reply to an expectation (RFC 9110, 10.1.1), complete. */
 #define HTTP_100_CONTINUE "HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -99,6 +104,8 @@ struct http_reply {
     struct slice media_type; /* of the body; not sent when empty */
     struct slice body;       /* its length is sent even when head_only; not for a 204 */
     const char *allow;       /* the methods of a 405 or 204, or NULL */
+    struct slice origin;     /* whose scripts may read the reply (CORS); not sent when empty */
+    bool varies_by_origin;   /* send Vary: Origin */
     unsigned retry_after_s;  /* seconds, for a 503; not sent when 0 */
     bool is_private;         /* send Cache-Control: no-store */
     bool head_only;          /* the reply to a HEAD: no body */
@@ -113,10 +120,10 @@ const char *http_reason(int status);
 #define HTTP_DATE_BYTES 30
 void http_date(time_t now, char date[HTTP_DATE_BYTES]);
 
-/* Longest head that http_write_reply writes, in bytes, as long as media_type and allow together
- * stay under HTTP_MAX_REPLY_TEXT_BYTES. */
-#define HTTP_MAX_REPLY_HEAD_BYTES 512
-#define HTTP_MAX_REPLY_TEXT_BYTES 256
+/* Longest head that http_write_reply writes, in bytes, as long as media_type, origin and twice
+ * allow together stay under HTTP_MAX_REPLY_TEXT_BYTES. */
+#define HTTP_MAX_REPLY_HEAD_BYTES 1024
+#define HTTP_MAX_REPLY_TEXT_BYTES 512
 
 /* Writes the reply to out, which has room for HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n. Returns
  * the bytes written. Cannot fail. */

@@ -29,6 +29,16 @@
 
 #define END (-1) /* what stands behind the last byte */
 
+/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). From A_VALUE_OR_CLOSE on the
+ * bracket or brace may close too. */
+enum expected {
+    A_VALUE,
+    A_NAME,
+    A_VALUE_OR_CLOSE, /* just after [ */
+    A_NAME_OR_CLOSE,  /* just after { */
+    A_COMMA_OR_CLOSE, /* after a value; at depth 0, the end */
+};
+
 struct scan {
     struct slice text;
     size_t pos;
@@ -36,16 +46,8 @@ struct scan {
     const char *why;  /* NULL, or what is wrong at .pos */
     uint64_t nesting; /* bit 0 is the innermost level: 1 an object, 0 an array */
     unsigned depth;
+    enum expected expected;
     bool is_object; /* the text as a whole */
-};
-
-/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). */
-enum expected {
-    A_VALUE,
-    A_VALUE_OR_CLOSE, /* just after [ */
-    A_NAME,
-    A_NAME_OR_CLOSE,  /* just after { */
-    A_COMMA_OR_CLOSE, /* after a value; at depth 0, the end */
 };
 
 static int peek(const struct scan *scan) {
@@ -61,12 +63,16 @@ static bool fail(struct scan *scan, const char *why) {
     return false;
 }
 
+/* Passes over a character. Returns whether it was there. */
+static bool skip(struct scan *scan, char c) {
+    bool is_there = peek(scan) == c;
+    scan->pos += is_there;
+    return is_there;
+}
+
 static void skip_space(struct scan *scan) {
-    int c = peek(scan);
-    while (c == ' ' || c == '\n' || c == '\r' || c == '\t') {
+    for (int c = peek(scan); c == ' ' || c == '\n' || c == '\r' || c == '\t'; c = peek(scan))
         scan->pos++;
-        c = peek(scan);
-    }
 }
 
 int json_hex_value(int c) {
@@ -108,13 +114,11 @@ static bool scan_string(struct scan *scan) {
     scan->pos++;
     for (;;) {
         scan->pos += plain_run(scan_rest(scan));
+        if (skip(scan, '"')) return true;
         int c = peek(scan);
-        if (c == '"') break;
         if (c < 0x20) return fail(scan, "unescaped control character");
         if (!(c == '\\' ? scan_escape(scan) : scan_utf8(scan))) return false;
     }
-    scan->pos++;
-    return true;
 }
 
 static bool scan_digits(struct scan *scan) {
@@ -126,21 +130,12 @@ static bool scan_digits(struct scan *scan) {
 /* Section 6: no leading zeros, no plus sign, digits on both sides of the point. */
 static bool scan_number(struct scan *scan) {
     scan->tokens++;
-    if (peek(scan) == '-') scan->pos++;
-    if (peek(scan) == '0')
-        scan->pos++;
-    else if (!scan_digits(scan))
-        return false;
-    if (peek(scan) == '.') {
-        scan->pos++;
-        if (!scan_digits(scan)) return false;
-    }
-    if (peek(scan) == 'e' || peek(scan) == 'E') {
-        scan->pos++;
-        if (peek(scan) == '+' || peek(scan) == '-') scan->pos++;
-        return scan_digits(scan);
-    }
-    return true;
+    skip(scan, '-');
+    if (!skip(scan, '0') && !scan_digits(scan)) return false;
+    if (skip(scan, '.') && !scan_digits(scan)) return false;
+    if (!skip(scan, 'e') && !skip(scan, 'E')) return true;
+    if (!skip(scan, '+')) skip(scan, '-');
+    return scan_digits(scan);
 }
 
 static bool scan_literal(struct scan *scan, const char *literal) {
@@ -150,84 +145,66 @@ static bool scan_literal(struct scan *scan, const char *literal) {
     return true;
 }
 
-static enum expected scan_open(struct scan *scan, bool is_object) {
-    if (scan->depth == JSON_MAX_DEPTH) {
-        fail(scan, "nesting too deep");
-        return A_VALUE;
-    }
-    if (scan->tokens == 0) scan->is_object = is_object;
-    scan->tokens++;
+static bool scan_open(struct scan *scan, bool is_object) {
+    if (scan->depth == JSON_MAX_DEPTH) return fail(scan, "nesting too deep");
+    if (scan->tokens++ == 0) scan->is_object = is_object;
     scan->pos++;
     scan->depth++;
     scan->nesting = scan->nesting << 1 | is_object;
-    return is_object ? A_NAME_OR_CLOSE : A_VALUE_OR_CLOSE;
+    scan->expected = is_object ? A_NAME_OR_CLOSE : A_VALUE_OR_CLOSE;
+    return true;
 }
 
-static enum expected scan_close(struct scan *scan) {
+static bool scan_close(struct scan *scan) {
     scan->pos++;
     scan->depth--;
     scan->nesting >>= 1;
-    return A_COMMA_OR_CLOSE;
+    scan->expected = A_COMMA_OR_CLOSE;
+    return true;
 }
 
-static enum expected scan_value(struct scan *scan) {
+static bool scan_value(struct scan *scan) {
     int c = peek(scan);
     if (c == '{' || c == '[') return scan_open(scan, c == '{');
-    if (c == '"')
-        scan_string(scan);
-    else if (c == '-' || (c >= '0' && c <= '9'))
-        scan_number(scan);
-    else if (c == 't' || c == 'f' || c == 'n')
-        scan_literal(scan, c == 't' ? "true" : c == 'f' ? "false" : "null");
-    else
-        fail(scan, "expected a value");
-    return A_COMMA_OR_CLOSE;
+    scan->expected = A_COMMA_OR_CLOSE;
+    if (c == '"') return scan_string(scan);
+    if (c == '-' || (c >= '0' && c <= '9')) return scan_number(scan);
+    if (c == 't') return scan_literal(scan, "true");
+    if (c == 'f') return scan_literal(scan, "false");
+    return c == 'n' ? scan_literal(scan, "null") : fail(scan, "expected a value");
 }
 
-static enum expected scan_name(struct scan *scan) {
-    if (peek(scan) != '"') {
-        fail(scan, "expected a name in quotes");
-    } else if (scan_string(scan)) {
-        skip_space(scan);
-        if (peek(scan) == ':')
-            scan->pos++;
-        else
-            fail(scan, "expected a colon");
-    }
-    return A_VALUE;
+static bool scan_name(struct scan *scan) {
+    if (peek(scan) != '"') return fail(scan, "expected a name in quotes");
+    if (!scan_string(scan)) return false;
+    skip_space(scan);
+    scan->expected = A_VALUE;
+    return skip(scan, ':') || fail(scan, "expected a colon");
 }
 
-static enum expected scan_after_value(struct scan *scan) {
+static bool scan_comma(struct scan *scan, bool in_object) {
+    if (scan->depth == 0) return fail(scan, "text after the value");
+    scan->expected = in_object ? A_NAME : A_VALUE;
+    return skip(scan, ',') || fail(scan, in_object ? "expected a comma or a closing brace"
+                                                   : "expected a comma or a closing bracket");
+}
+
+static bool scan_next(struct scan *scan) {
     bool in_object = scan->nesting & 1;
-    if (scan->depth == 0)
-        fail(scan, "text after the value");
-    else if (peek(scan) == (in_object ? '}' : ']'))
-        return scan_close(scan);
-    else if (peek(scan) == ',')
-        scan->pos++;
-    else
-        fail(scan, in_object ? "expected a comma or a closing brace"
-                             : "expected a comma or a closing bracket");
-    return in_object ? A_NAME : A_VALUE;
+    bool may_close = scan->depth > 0 && scan->expected >= A_VALUE_OR_CLOSE;
+    if (may_close && peek(scan) == (in_object ? '}' : ']')) return scan_close(scan);
+    if (scan->expected == A_COMMA_OR_CLOSE) return scan_comma(scan, in_object);
+    bool wants_name = scan->expected == A_NAME || scan->expected == A_NAME_OR_CLOSE;
+    return wants_name ? scan_name(scan) : scan_value(scan);
 }
 
 /* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. */
 static bool scan_json(struct scan *scan) {
-    enum expected expected = A_VALUE;
-    while (scan->why == NULL) {
+    do {
         skip_space(scan);
-        int c = peek(scan);
-        if (expected == A_COMMA_OR_CLOSE && scan->depth == 0 && c == END) return true;
-        if (expected == A_COMMA_OR_CLOSE)
-            expected = scan_after_value(scan);
-        else if ((expected == A_NAME_OR_CLOSE && c == '}') ||
-                 (expected == A_VALUE_OR_CLOSE && c == ']'))
-            expected = scan_close(scan);
-        else if (expected == A_NAME || expected == A_NAME_OR_CLOSE)
-            expected = scan_name(scan);
-        else
-            expected = scan_value(scan);
-    }
+        bool is_whole = scan->expected == A_COMMA_OR_CLOSE && scan->depth == 0;
+        if (is_whole && peek(scan) == END) return true;
+    } while (scan_next(scan));
     return false;
 }
 
@@ -305,22 +282,15 @@ static void put(struct decoded *out, unsigned byte) {
     if (out->n < out->size) out->bytes[out->n++] = (char)byte;
 }
 
+/* In UTF-8: the first byte has as many leading ones as there are bytes. */
 static void put_code_point(struct decoded *out, unsigned c) {
-    if (c < 0x80) {
-        put(out, c);
-        return;
+    unsigned bytes = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    unsigned shift = 6 * (bytes - 1);
+    put(out, bytes == 1 ? c : (0xF00 >> bytes & 0xFF) | c >> shift);
+    while (shift > 0) {
+        shift -= 6;
+        put(out, 0x80 | (c >> shift & 0x3F));
     }
-    if (c < 0x800) {
-        put(out, 0xC0 | c >> 6);
-    } else if (c < 0x10000) {
-        put(out, 0xE0 | c >> 12);
-        put(out, 0x80 | (c >> 6 & 0x3F));
-    } else {
-        put(out, 0xF0 | c >> 18);
-        put(out, 0x80 | (c >> 12 & 0x3F));
-        put(out, 0x80 | (c >> 6 & 0x3F));
-    }
-    put(out, 0x80 | (c & 0x3F));
 }
 
 /* The UTF-16 code unit of the \uXXXX at the beginning of text, or 0 if there is none. */
@@ -371,6 +341,7 @@ static bool has_escapes(struct slice text) {
 }
 
 struct slice json_string(struct json *json, const jsmntok_t *string, char *buffer, size_t size) {
+    if (json_type(json, string) != JSON_STRING) return (struct slice){"", 0};
     struct slice text = token_text(json, string);
     if (!has_escapes(text)) return text;
     struct decoded out = {buffer, 0, size};
@@ -394,38 +365,31 @@ static bool is_named(struct slice written, struct slice name) {
 }
 
 const jsmntok_t *json_member(const struct json *json, const jsmntok_t *object, struct slice name) {
+    const jsmntok_t *found = NULL, *token = NULL;
     if (object == NULL || object->type != JSMN_OBJECT) return NULL;
-    const jsmntok_t *found = NULL, *end = json->_tokens + json->_token_count;
-    const int parent = (int)(object - json->_tokens);
-    for (const jsmntok_t *token = object + 1; token < end && token->start < object->end; token++)
-        if (token->parent == parent && is_named(token_text(json, token), name)) found = token + 1;
+    while ((token = json_next(json, object, token)) != NULL)
+        if (is_named(token_text(json, token), name)) found = token + 1;
     return found;
 }
 
 /* ---- Strings, written ------------------------------------------------------------------------ */
 
-/* The escape of a character in a JSON string as JSON.stringify writes it, or an empty slice for a
- * character that stands for itself: DEL and all that is not ASCII do. */
-static struct slice json_escape(unsigned char c, char escape[8]) {
-    static const char letters[0x20] = {
-        ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f', ['\r'] = 'r'};
-    if (c == '"' || c == '\\' || (c < 0x20 && letters[c] != 0)) {
-        escape[0] = '\\';
-        escape[1] = c < 0x20 ? letters[c] : (char)c;
-        return (struct slice){escape, 2};
-    }
-    if (c < 0x20) return (struct slice){escape, (size_t)snprintf(escape, 8, "\\u%04x", c)};
-    return (struct slice){escape, 0};
-}
-
+/* DEL and all that is not ASCII stand for themselves. */
 size_t json_quote(struct slice text, char *out) {
-    char *end = out, buffer[8];
+    static const char letters[0x80] = {['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n', ['\f'] = 'f',
+                                       ['\r'] = 'r', ['"'] = '"',  ['\\'] = '\\'};
+    char *end = out;
     *end++ = '"';
     for (size_t i = 0; i < text.n; i++) {
-        struct slice escape = json_escape((unsigned char)text.p[i], buffer);
-        if (escape.n == 0) escape = (struct slice){text.p + i, 1};
-        memcpy(end, escape.p, escape.n);
-        end += escape.n;
+        unsigned char c = (unsigned char)text.p[i];
+        if (c < 0x80 && letters[c] != 0) {
+            *end++ = '\\';
+            *end++ = letters[c];
+        } else if (c < 0x20) {
+            end += snprintf(end, sizeof "\\u0000", "\\u%04x", c);
+        } else {
+            *end++ = (char)c;
+        }
     }
     *end++ = '"';
     return (size_t)(end - out);

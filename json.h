@@ -74,11 +74,11 @@ const jsmntok_t *json_next(const struct json *json, const jsmntok_t *array,
 /* What kind of value it is; JSON_UNDEFINED for NULL. */
 enum json_type json_type(const struct json *json, const jsmntok_t *value);
 
-/* The characters of a string, escapes decoded. Without escapes they are where they stand in the
- * text; otherwise in buffer, where those past its size are dropped: make it a byte longer than what
- * is still welcome, and too long a string shows. A lone surrogate (RFC 8259, section 8.2) is no
- * character: .why and .at then tell of the first of all that were met, and the result is to be
- * thrown away. */
+/* The characters of a string, escapes decoded; none if it is no string. Without escapes they are
+ * where they stand in the text; otherwise in buffer, where those past its size are dropped: make it
+ * a byte longer than what is still welcome, and too long a string shows. A lone surrogate (RFC 8259,
+ * section 8.2) is no character: .why and .at then tell of the first of all that were met, and the
+ * result is to be thrown away. */
 struct slice json_string(struct json *json, const jsmntok_t *string, char *buffer, size_t size);
 
 /* Writes text, which is UTF-8, as a JSON string with its quotes, escaped as JSON.stringify does.

@@ -30,6 +30,7 @@
 #include "listen.h"
 #include "store.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
 #include <pthread.h>
@@ -70,6 +71,7 @@ struct options {
     const char *dir;
     const char *listen[LISTENERS_MAX];
     int listen_count;
+    const char *cors; /* "*", origins, or "" */
     unsigned max_connections;
 };
 
@@ -384,7 +386,7 @@ static int start(struct server *server) {
         fprintf(stderr, "roomkeyd: %s\n", why);
         return -1;
     }
-    conns->api = (struct api){.access = server->access, .store = server->store};
+    conns->api = (struct api){server->access, server->store, slice_of(server->options.cors)};
     conns->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     server->store_source = (struct source){SOURCE_STORE, store_event_fd(server->store)};
     server->reload.dir = server->options.dir;
@@ -441,6 +443,7 @@ static int serve(const struct options *options) {
 
 static const char USAGE[] =
     "usage: roomkeyd [serve] [--listen ADDR]... [--data DIR] [--max-connections N]\n"
+    "                        [--cors ORIGIN,...]\n"
     "       roomkeyd check|export|import|hash-token|health [--help] ...\n"
     "       roomkeyd user add|user revoke|users import|rooms import [--help] ...\n";
 
@@ -454,6 +457,8 @@ static const char HELP[] =
     "  --data DIR            the directory of users, rooms and keys.log (default data)\n"
     "  --max-connections N   more than these are answered 503 (default 16384, at most what the\n"
     "                        descriptor limit leaves)\n"
+    "  --cors ORIGIN,...     lets scripts of web pages from there call: https://HOST[:PORT], or *\n"
+    "                        for any (default none)\n"
     "  --help, --version     print this, or the version, and exit\n"
     "\n"
     "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
@@ -488,16 +493,25 @@ static int read_max_connections(const char *text, struct options *options) {
     return 0;
 }
 
+static int read_cors(char *text, struct options *options) {
+    if (!api_is_origin_list(slice_of(text)))
+        return usage_error("--cors: not http[s]://HOST[:PORT],... or *: '%s'", text);
+    for (char *c = text; *c != '\0'; c++) *c = (char)tolower(*c); /* as browsers write origins */
+    options->cors = text;
+    return 0;
+}
+
 int main(int argc, char **argv) {
     static const struct option long_options[] = {
         {"listen", required_argument, NULL, 'l'},
         {"data", required_argument, NULL, 'd'},
         {"max-connections", required_argument, NULL, 'm'},
+        {"cors", required_argument, NULL, 'c'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
         {0},
     };
-    struct options options = {.dir = "data", .max_connections = CONNECTIONS_DEFAULT};
+    struct options options = {.dir = "data", .cors = "", .max_connections = CONNECTIONS_DEFAULT};
     int option, error = 0;
     if (argc > 1 && admin_has(argv[1])) return admin_run(argc - 1, argv + 1);
     opterr = 0;
@@ -505,6 +519,7 @@ int main(int argc, char **argv) {
         switch (option) {
         case 'l': error = read_listen(optarg, &options); break;
         case 'd': options.dir = optarg; break;
+        case 'c': error = read_cors(optarg, &options); break;
         case 'm': error = read_max_connections(optarg, &options); break;
         case 'h': printf("%s%s", USAGE, HELP); return 0;
         case 'v': printf("roomkeyd %s\n", ROOMKEYD_VERSION); return 0;

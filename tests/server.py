@@ -35,6 +35,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 TIMEOUT_S = 60
 
 SET_PATH = "/api/v1/e2e.setRoomKeyID"
+CALL_PATH = "/api/v1/method.call/e2e.setRoomKeyID"
 INFO_PATH = "/api/v1/rooms.info"
 
 # The users and rooms that tests play with, unless they bring their own.

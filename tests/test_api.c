@@ -168,7 +168,7 @@ static void parse(struct world *w, struct slice head, struct slice body) {
 }
 
 static void answer(struct world *w) {
-    struct api api = {&w->access, &w->store};
+    struct api api = {.access = &w->access, .store = &w->store};
     memset(&w->reply, 0xA5, sizeof w->reply); /* nothing may be left as it was */
     api_answer(&api, &w->request, &w->reply);
 }
@@ -246,7 +246,7 @@ static void test_sets_a_key(void **state) {
 
 static void test_usual_call_allocates_nothing(void **state) {
     struct world *w = *state;
-    struct api api = {&w->access, &w->store};
+    struct api api = {.access = &w->access, .store = &w->store};
     post(w, BODY("\"" RID "\"", "\"" KEY "\""));
     mallocs = 0;
     api_answer(&api, &w->request, &w->reply);
@@ -889,7 +889,7 @@ static void test_width(void **state) {
 
 static void test_no_memory(void **state) {
     struct world *w = *state;
-    struct api api = {&w->access, &w->store};
+    struct api api = {.access = &w->access, .store = &w->store};
     char body[HTTP_MAX_BODY_BYTES];
     for (unsigned numbers = 56; numbers <= 59; numbers++) {
         char *p = body + sprintf(body, "{\"rid\":\"r\",\"x\":[0");
@@ -922,7 +922,7 @@ static double now_ms(void) {
 
 /* The best of some runs, so that a busy machine does not fail it. */
 static void check_time(struct world *w, const char *name, const char *body, double max_ms) {
-    struct api api = {&w->access, &w->store};
+    struct api api = {.access = &w->access, .store = &w->store};
     double best = 1e9;
     post(w, slice_of(body));
     for (int i = 0; i < 20; i++) {
@@ -1152,7 +1152,7 @@ static void test_routes(void **state) {
         {"POST /api/v1/e2e%2EsetRoomKeyID", 404, NULL},
         {"POST /API/v1/e2e.setRoomKeyID", 404, NULL},
         {"POST //api/v1/e2e.setRoomKeyID", 404, NULL},
-        {"POST /api/v1/method.call/e2e.setRoomKeyID", 404, NULL},
+        {"POST /api/v1/method.call/e2e.setRoomKeyIDs", 404, NULL},
         {"OPTIONS /unknown", 404, NULL},
         {"BREW /coffee", 404, NULL},
     };

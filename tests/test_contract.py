@@ -17,6 +17,7 @@ from server import (
     ALICE_FIELDS,
     ALREADY_EXISTS,
     BOB_FIELDS,
+    CALL_PATH,
     HEALTHZ,
     INFO_PATH,
     INVALID_ROOM,
@@ -455,6 +456,7 @@ def test_unknown_paths(shared, target, method):
 
 ALLOWED = {
     SET_PATH: {"OPTIONS", "POST"},
+    CALL_PATH: {"OPTIONS", "POST"},
     INFO_PATH: {"GET", "HEAD", "OPTIONS"},
     "/healthz": {"GET", "HEAD", "OPTIONS"},
 }
