@@ -483,7 +483,8 @@ static int set_key(struct import *import, const struct store_record *record) {
         import->ticket = ticket;
         return ++import->waiting < IMPORT_BATCH ? 0 : settle(import);
     }
-    if (settle(import) < 0) return -1; /* the room's key ID may have come just before this one */
+    if (ticket > 0 && settle(import) < 0)
+        return -1; /* the room's key ID came just before this one */
     if (store_get(import->store, record->room, known, &size) != STORE_OK)
         return refuse(import, "the store is unavailable");
     if (!slice_equal((struct slice){known, size}, record->key))
@@ -660,46 +661,38 @@ struct command {
     const char *usage, *help;
 };
 
-#define DATA_HELP "\n  --data DIR  the data directory (default data)\n"
-
 static const struct command commands[] = {
-    {"check", NULL, check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]\n",
-     "Reads the log, users and rooms, and says what is wrong with them; changes nothing.\n"
-     "Works beside a running server. Exit code: 0 a server would start with these files.\n\n"
-     "  --data DIR         the data directory (default data)\n"
-     "  --salvage NEWFILE  also write every valid record to a new log\n"},
-    {"export", NULL, export, "d", 0, 0, "export [--data DIR]\n",
-     "Prints the key IDs as JSON lines. Works beside a running server. Exit code: 0 all of them,\n"
-     "1 the log cannot be read or is damaged.\n" DATA_HELP},
-    {"import", NULL, import_keys, "d", 0, 0, "import [--data DIR] <FILE\n",
+    {"check", NULL, check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
+     "Says what is wrong with the log, users and rooms, and changes nothing; 1 where a server "
+     "would\n"
+     "not start. With --salvage, writes every valid record to a new log. Also beside a server."},
+    {"export", NULL, export, "d", 0, 0, "export [--data DIR]",
+     "Prints the key IDs as JSON lines. Also beside a server."},
+    {"import", NULL, import_keys, "d", 0, 0, "import [--data DIR] <FILE",
      "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
-     "--fields _id,e2eKeyId. Not beside a running server. Ends at the first line that is wrong, "
-     "or\n"
-     "for whose room another key ID is set; those before it are on disk and do no harm "
-     "twice.\n" DATA_HELP},
-    {"users", "import", users_import, "d", 0, 0, "users import [--data DIR] <FILE\n",
-     "Replaces users by the login tokens in JSON lines of mongoexport of users. IDs that users\n"
-     "cannot hold are passed over, with a message. A running server rereads users on "
-     "SIGHUP.\n" DATA_HELP},
-    {"rooms", "import", rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE\n",
-     "Replaces rooms by those in JSON lines of mongoexport of rocketchat_room and\n"
-     "rocketchat_subscription, in any order. Types other than c, p and d are passed over; IDs\n"
-     "that rooms cannot hold, too, with a message. A running server rereads rooms on "
-     "SIGHUP.\n" DATA_HELP},
-    {"user", "add", user_add, "d", 1, 1, "user add [--data DIR] USERID\n",
-     "Makes a token, adds its hash to users, and prints the token, once. A running server rereads\n"
-     "users on SIGHUP.\n" DATA_HELP},
-    {"user", "revoke", user_revoke, "d", 1, 2, "user revoke [--data DIR] USERID [HASH]\n",
-     "Takes all tokens of a user, or the one with this hash, out of users. A running server "
-     "rereads\n"
-     "users on SIGHUP.\n" DATA_HELP},
-    {"hash-token", NULL, hash_token, "", 0, 0, "hash-token\n",
-     "Reads a token, alone on its line, and prints its hash as it stands in users.\n"},
-    {"health", NULL, health, "l", 0, 0, "health [--listen ADDR]\n",
-     "Asks a running server's /healthz; waits 3 seconds at most for each step.\n\n"
-     "  --listen ADDR  as given to the server (default 127.0.0.1:3000)\n"},
+     "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
+     "room has another key ID; what is before it is on disk, and does no harm a second time."},
+    {"users", "import", users_import, "d", 0, 0, "users import [--data DIR] <FILE",
+     "Replaces users by the login tokens in mongoexport's JSON lines of users."},
+    {"rooms", "import", rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE",
+     "Replaces rooms by those in mongoexport's JSON lines of rocketchat_room and\n"
+     "rocketchat_subscription, together and in any order. Types but c, p and d are passed over."},
+    {"user", "add", user_add, "d", 1, 1, "user add [--data DIR] USERID",
+     "Makes a token, adds its hash to users, and prints the token, once."},
+    {"user", "revoke", user_revoke, "d", 1, 2, "user revoke [--data DIR] USERID [HASH]",
+     "Takes all tokens of a user, or the one with this hash, out of users."},
+    {"hash-token", NULL, hash_token, "", 0, 0, "hash-token",
+     "Reads a token, alone on its line, and prints its hash as it stands in users."},
+    {"health", NULL, health, "l", 0, 0, "health [--listen ADDR]",
+     "Asks a server's /healthz. ADDR is as for the server (default 127.0.0.1:3000). 3 seconds at\n"
+     "most for each of connecting, asking and being answered."},
 };
-#define EXIT_HELP     "Exit code: 0 done and well, 1 not, for the reason given, 2 bad usage.\n"
+static const char COMMON_HELP[] =
+    "\n"
+    "  --data DIR  the data directory (default data)\n"
+    "\n"
+    "A running server rereads users and rooms when it gets SIGHUP. Exit code: 0 done and well, 1\n"
+    "not, for the reason given, 2 bad usage.\n";
 #define COMMAND_COUNT (sizeof commands / sizeof *commands)
 
 bool admin_has(const char *name) {
@@ -723,7 +716,7 @@ static int misused(const char *name, const char *what) {
     if (!is_asked) fprintf(stderr, "roomkeyd: unknown or incomplete: '%s'\n", what ? what : name);
     for (size_t i = 0; i < COMMAND_COUNT; i++)
         if (strcmp(commands[i].name, name) == 0)
-            fprintf(is_asked ? stdout : stderr, "usage: roomkeyd %s", commands[i].usage);
+            fprintf(is_asked ? stdout : stderr, "usage: roomkeyd %s\n", commands[i].usage);
     return is_asked ? finish_output() : 2;
 }
 
@@ -741,7 +734,7 @@ static int run_command(const struct command *command, int argc, char **argv) {
     opterr = 0;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         if (option == 'h') {
-            printf("usage: roomkeyd %s\n%s\n%s", command->usage, command->help, EXIT_HELP);
+            printf("usage: roomkeyd %s\n\n%s\n%s", command->usage, command->help, COMMON_HELP);
             return finish_output();
         }
         bool is_bad =
