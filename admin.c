@@ -608,7 +608,8 @@ static int sort_facts(struct import *import, const char *text, FILE *out) {
 static int end_import(const struct import *import, const struct edit *edit, int result) {
     if (result == 0 && import->taken == 0) result = complain(edit->name, "nothing to import");
     if (end_edit(edit, result == 0) != 0) return 1;
-    printf("%" PRIu64 " lines, %" PRIu64 " passed over\n", import->taken, import->passed_over);
+    printf("%s: %" PRIu64 " lines, %" PRIu64 " passed over\n", edit->name, import->taken,
+           import->passed_over);
     return finish_output();
 }
 

@@ -253,7 +253,7 @@ def test_users_import(data, serve):
     text = lines(user(ALICE, ALICE_TOKEN), user(BOB, "b1", "b2"), {"_id": "rocket.cat"},
                  user("nobody"), {"_id": "app", "services": {"resume": {}}})
     assert command("users", "import", "--data", data, text=text) == (
-        0, "3 lines, 0 passed over\n", "")
+        0, "users: 3 lines, 0 passed over\n", "")
     assert (data / "users").read_text() == (
         f"{ALICE} {HASH}\n{BOB} {hash_token('b1')}\n{BOB} {hash_token('b2')}\n")
     server = serve.launch(users=None).wait_ready()
@@ -266,7 +266,7 @@ def test_users_that_cannot_be_held_are_told_of(data):
     text = lines(user("a b", "x"), user(ALICE, ALICE_TOKEN), {"_id": {"$oid": "0123"}}, wrong)
     text += '{"_id":"\\ud800"}\n'
     code, output, errors = command("users", "import", "--data", data, text=text)
-    assert (code, output) == (0, "1 lines, 4 passed over\n")
+    assert (code, output) == (0, "users: 1 lines, 4 passed over\n")
     assert re.findall(r"line (\d+) is passed over", errors) == ["1", "3", "4", "5"]
     assert (data / "users").read_text() == f"{ALICE} {HASH}\n"
 
@@ -279,7 +279,7 @@ def test_rooms_import(data):
         room("L", "l"), subscription("L", "u1"), room("V", "voip"),
     )
     code, output, errors = command("rooms", "import", "--data", data, text="\n" + text + " \n")
-    assert (code, output, errors) == (0, "4 lines, 5 passed over\n", "")
+    assert (code, output, errors) == (0, "rooms: 4 lines, 5 passed over\n", "")
     assert (data / "rooms").read_text() == "D d u1 u2\nGENERAL c\nP p u1 u2\nP1 p\n"
 
 
@@ -287,7 +287,7 @@ def test_rooms_that_cannot_be_held_are_told_of(data):
     text = lines(room("*", "c"), room("a b", "p"), room("#x", "c"), room("r" * 256, "p"),
                  room("P", "p"), subscription("P", "u v"), subscription("P", "-"), room("\0", "c"))
     code, output, errors = command("rooms", "import", "--data", data, text=text)
-    assert (code, output) == (0, "1 lines, 7 passed over\n")
+    assert (code, output) == (0, "rooms: 1 lines, 7 passed over\n")
     assert re.findall(r"line (\d+) is passed over", errors) == list("1234678")
     assert (data / "rooms").read_text() == "P p\n"
 
@@ -354,7 +354,7 @@ def test_a_hundred_thousand_rooms(tmp_path):
     began = time.monotonic()
     done = subprocess.run([binary("ROOMKEYD_RELEASE"), "rooms", "import", "--data", tmp_path / "data"],
                           input=text, text=True, capture_output=True, check=True, timeout=TIMEOUT_S)
-    assert done.stdout == "100000 lines, 0 passed over\n"
+    assert done.stdout == "rooms: 100000 lines, 0 passed over\n"
     assert time.monotonic() - began < 10
 
 
