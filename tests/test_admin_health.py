@@ -81,7 +81,8 @@ def test_a_plain_yes():
 def test_silence_has_a_limit():
     with answering(None) as address:
         began = time.monotonic()
-        assert health(address) == (1, f"roomkeyd: {address}: Connection timed out\n")
+        code, errors = health(address)
+        assert code == 1 and errors.endswith(" timed out\n")  # one libc says more than another
         assert 2.9 < time.monotonic() - began < TIMEOUT_S / 2
 
 
