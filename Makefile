@@ -41,12 +41,12 @@ fuzz_LDFLAGS    := -fsanitize=fuzzer,address,undefined
 m32_CFLAGS      := $(CFLAGS) -m32
 m32_LDFLAGS     := -m32
 static_CC       := $(if $(MUSL),$(MUSL),$(CC))
-static_CFLAGS   := -Oz -flto -fno-asynchronous-unwind-tables -fstack-protector-strong
+static_CFLAGS   := -Oz -flto -fno-pie -fno-asynchronous-unwind-tables -fstack-protector-strong
 static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static fuzz
 FUZZED   := http json request access log
-UNITS    := sha256 table access access_work http api store
+UNITS    := sha256 table access access_work http json api store
 TIMED    := access api
 
 .PHONY: all static test units corpus server fuzz test-ecosystem torture torture-timed torture-short torture-large m32 tsan lint bench clean help
@@ -118,6 +118,7 @@ $(foreach f,$(FLAVOURS),$(eval $(call flavour,$(f))))
 # System calls that a test makes fail on demand.
 wrap = $(1:%=-Wl,--wrap=%)
 WRAP_test_api    := $(call wrap,malloc)
+WRAP_test_json   := $(call wrap,malloc)
 WRAP_test_table  := $(call wrap,calloc free)
 WRAP_test_store  := $(call wrap,pwrite64 pread64 fdatasync fsync ftruncate64 open64 openat64 renameat \
                     flock eventfd pthread_create getrandom malloc calloc realloc)

@@ -106,12 +106,10 @@ static const struct reply_text replies[] = {
 /* A reply whose body is constant, or the beginning of one whose body is not. */
 static void reply_start(struct api_reply *reply, enum reply_id id) {
     const struct reply_text *text = &replies[id];
-    reply->http = (struct http_reply){
-        .status = text->status,
-        .media_type = text->media_type,
-        .body = text->before,
-        .is_private = text->is_private,
-    };
+    reply->http = (struct http_reply){.status = text->status,
+                                      .media_type = text->media_type,
+                                      .body = text->before,
+                                      .is_private = text->is_private};
     reply->ticket = 0;
 }
 
@@ -395,12 +393,12 @@ struct room {
 static bool percent_decode(struct slice text, struct room *room) {
     room->id = (struct slice){room->decoded, 0};
     for (size_t i = 0; i < text.n; i++) {
-        int byte = text.p[i];
+        unsigned byte = (unsigned char)text.p[i];
         if (byte == '%') {
             int high = text.n - i > 2 ? json_hex_value(text.p[i + 1]) : -1;
             int low = text.n - i > 2 ? json_hex_value(text.p[i + 2]) : -1;
             if (high < 0 || low < 0) return false;
-            byte = high << 4 | low;
+            byte = (unsigned)(high << 4 | low);
             i += 2;
         }
         if (room->id.n < sizeof room->decoded) room->decoded[room->id.n++] = (char)byte;
@@ -470,22 +468,20 @@ static void answer_health(struct api *api, const struct http_request *request,
 
 bool api_is_origin_list(struct slice list) {
     if (slice_equal(list, SLICE("*"))) return true;
-    do {
-        if (!http_is_origin(cut(&list, ','))) return false;
-    } while (list.n > 0);
-    return true;
+    bool is_list = list.n > 0 && list.p[list.n - 1] != ',';
+    while (is_list && list.n > 0) is_list = http_is_origin(cut(&list, ','));
+    return is_list;
 }
 
 struct slice api_origin(const struct api *api, const struct http_request *request) {
     struct slice rest = api->origins, named;
     if (slice_equal(rest, SLICE("*"))) return rest;
-    if (rest.n == 0 || request == NULL || http_field(request, "origin", &named) != 1)
-        return (struct slice){NULL, 0};
-    while (rest.n > 0) {
+    bool has_one = rest.n > 0 && request != NULL && http_field(request, "origin", &named) == 1;
+    while (has_one && rest.n > 0) {
         struct slice origin = cut(&rest, ',');
         if (http_equal_ignoring_case(origin, named)) return origin;
     }
-    return rest;
+    return (struct slice){NULL, 0};
 }
 
 /* ---- Routes ---------------------------------------------------------------------------------- */

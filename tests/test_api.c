@@ -9,6 +9,7 @@
  * Every request ends where its memory ends, so that AddressSanitizer sees a read past it.
  */
 #include "../api.h"
+#include "../json.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -20,6 +21,7 @@
 #define RID     "wCiXndNp5NqNY3uCc"
 #define KEY     "my-UniQu3_ke4_Id"
 #define SET_KEY "/api/v1/e2e.setRoomKeyID"
+#define CALL    "/api/v1/method.call/e2e.setRoomKeyID"
 #define ROOMS   "/api/v1/rooms.info"
 
 #define SUCCESS      "{\"success\":true}"
@@ -52,6 +54,7 @@
     "{\"success\":false,\"error\":\"The required \\\"roomId\\\" or \\\"roomName\\\" param "        \
     "provided does not match any channel [error-room-not-found]\","                                \
     "\"errorType\":\"error-room-not-found\"}"
+#define INVALID_CALL       "{\"success\":false,\"error\":\"Invalid method call\"}"
 #define NOT_FOUND          "{\"success\":false,\"error\":\"Resource not found\"}"
 #define METHOD_NOT_ALLOWED "{\"success\":false,\"error\":\"Method Not Allowed\"}"
 
@@ -975,6 +978,238 @@ static void test_linear_time(void **state) {
     free(body);
 }
 
+/* ---- POST /api/v1/method.call/e2e.setRoomKeyID ----------------------------------------------- */
+
+static void post_call(struct world *w, const char *message) {
+    char string[JSON_QUOTED_BYTES(4096)], body[sizeof string + 16];
+    assert_true(strlen(message) <= 4096);
+    size_t n = json_quote(slice_of(message), string);
+    n = (size_t)snprintf(body, sizeof body, "{\"message\":%.*s}", (int)n, string);
+    ask(w, "POST " CALL, "Content-Type: application/json\r\n", (struct slice){body, n});
+}
+
+/* The reply's message, unquoted, has to be this one. */
+static void check_result(struct world *w, int status, const char *message) {
+    char string[JSON_QUOTED_BYTES(4096)], body[sizeof string + 64];
+    size_t n = json_quote(slice_of(message), string);
+    snprintf(body, sizeof body, "{\"message\":%.*s,\"success\":%s}", (int)n, string,
+             status == 200 ? "true" : "false");
+    check(w, status, body);
+}
+
+#define PARAMS(params)                                                                             \
+    "{\"msg\":\"method\",\"id\":\"1\",\"method\":\"e2e.setRoomKeyID\",\"params\":" params "}"
+#define RESULT "{\"msg\":\"result\",\"id\":\"1\""
+#define METEOR_ERROR(error, reason, details, code)                                                 \
+    "{\"isClientSafe\":true,\"error\":" error ",\"reason\":\"" reason "\"" details                 \
+    ",\"message\":\"" reason " [" code "]\",\"errorType\":\"Meteor.Error\"}"
+#define FAILED(code, reason, details)                                                              \
+    RESULT ",\"error\":" METEOR_ERROR("\"" code "\"", reason, details, code) "}"
+#define DETAILS ",\"details\":{\"method\":\"e2e.setRoomKeyID\"}"
+#define CALL_MATCH_ERROR(type)                                                                     \
+    RESULT ",\"error\":{\"message\":\"Match error: Expected string, got " type                     \
+           "\",\"path\":\"\",\"sanitizedError\":" METEOR_ERROR(                                    \
+               "400", "Match failed", "", "400") ",\"errorType\":\"Match.Error\"}}"
+#define CALL_INVALID_ROOM FAILED("error-invalid-room", "Invalid room", DETAILS)
+#define CALL_INVALID_KEY_ID                                                                        \
+    FAILED("error-invalid-key-id", "Invalid key ID: 1 to 255 bytes, no NUL", "")
+#define CALL_KEY_EXISTS                                                                            \
+    FAILED("error-room-e2e-key-already-exists", "E2E Key ID already exists", DETAILS)
+
+static void test_call_sets_a_key(void **state) {
+    struct world *w = *state;
+    w->store.ticket = 7;
+    mallocs = 0;
+    post_call(w, PARAMS("[\"" RID "\",\"" KEY "\"]"));
+    assert_int_equal(mallocs, 1); /* the test's own */
+    assert_int_equal(w->reply.ticket, 7);
+    w->reply.ticket = 0;
+    check_result(w, 200, RESULT "}");
+    assert_int_equal(w->store.sets, 1);
+    check_id(&w->store.user, SLICE("alice"));
+    check_id(&w->store.room, SLICE(RID));
+    check_id(&w->store.key, SLICE(KEY));
+    w->store.result = STORE_EXISTS;
+    w->store.ticket = 9;
+    post_call(w, PARAMS("[\"r\",\"k\"]"));
+    assert_int_equal(w->reply.ticket, 9);
+    w->reply.ticket = 0;
+    check_result(w, 400, CALL_KEY_EXISTS);
+    w->store.result = STORE_UNAVAILABLE;
+    w->store.ticket = 0;
+    post_call(w, PARAMS("[\"r\",\"k\"]"));
+    check(w, 503, STORAGE);
+}
+
+static void test_call_arguments(void **state) {
+    static const struct {
+        const char *params, *expected;
+    } rows[] = {
+        {"[]", CALL_MATCH_ERROR("undefined")},
+        {"[null,\"k\"]", CALL_MATCH_ERROR("null")},
+        {"[1]", CALL_MATCH_ERROR("number")},
+        {"[false,{}]", CALL_MATCH_ERROR("boolean")},
+        {"[[\"r\"],\"k\"]", CALL_MATCH_ERROR("object")},
+        {"[\"r\"]", CALL_MATCH_ERROR("undefined")},
+        {"[\"r\",null,\"k\"]", CALL_MATCH_ERROR("null")},
+        {"[\"r\",{\"k\":\"k\"}]", CALL_MATCH_ERROR("object")},
+        {"[\"\",\"k\"]", CALL_INVALID_ROOM},
+        {"[\"nowhere\",\"\"]", CALL_INVALID_ROOM},
+        {"[\"r\\u0000\",\"k\"]", CALL_INVALID_ROOM},
+        {"[\"r\",\"\"]", CALL_INVALID_KEY_ID},
+        {"[\"r\",\"\\u0000\"]", CALL_INVALID_KEY_ID},
+    };
+    struct world *w = *state;
+    char message[512];
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        snprintf(message, sizeof message, PARAMS("%s"), rows[i].params);
+        post_call(w, message);
+        check_result(w, 400, rows[i].expected);
+    }
+    assert_int_equal(w->store.sets, 0);
+}
+
+static void test_call_shapes(void **state) {
+    static const char *const invalid[] = {
+        "",
+        "[]",
+        "{}",
+        "{\"params\":[]}",
+        "{\"method\":\"e2e.setRoomKeyID\"}",
+        PARAMS("{}"),
+        PARAMS("[\"r\",\"k\"]") "x",
+        PARAMS("[\"\\ud800\",\"k\"]"),
+        PARAMS("[\"r\",\"\\udc00\"]"),
+        "{\"method\":1,\"params\":[]}",
+        "{\"method\":\"\",\"params\":[],\"id\":1}",
+        "{\"method\":\"\",\"params\":[],\"msg\":\"ping\"}",
+        PARAMS("[\"r\",\"k\"],\"id\":{}"),
+    };
+    struct world *w = *state;
+    for (size_t i = 0; i < sizeof invalid / sizeof *invalid; i++) {
+        post_call(w, invalid[i]);
+        check(w, 400, INVALID_CALL);
+    }
+    ask(w, "POST " CALL, "", SLICE("{\"message\":5}"));
+    check(w, 400, MATCH_ERROR("number"));
+    ask(w, "POST " CALL, "", SLICE("{\"message\":\"\\udc00\"}"));
+    check(w, 400, INVALID_JSON("lone surrogate at byte 12"));
+    ask(w, "POST " CALL, "", SLICE("{\"message\""));
+    check(w, 400, INVALID_JSON("unexpected end at byte 10"));
+    ask(w, "POST " CALL, "Content-Type: text/plain\r\n", SLICE("{}"));
+    check(w, 415, NOT_JSON_TYPE);
+    ask_plain(w, "POST " CALL, "", SLICE("{}"));
+    check(w, 401, UNAUTHORIZED);
+    post_call(w, "{\"method\":\"a\\\"%\",\"params\":[]}");
+    check_result(w, 400,
+                 "{\"msg\":\"result\",\"error\":" METEOR_ERROR("404", "Method 'a\\\"%' not found",
+                                                               "", "404") "}");
+    assert_int_equal(w->store.sets, 0);
+}
+
+/* Without memory for the tokens of the body, and for those of the message. */
+static void test_call_no_memory(void **state) {
+    struct world *w = *state;
+    struct api api = {.access = &w->access, .store = &w->store};
+    char body[4096];
+    for (int inside = 0; inside < 2; inside++) {
+        char *p = body;
+        p += sprintf(p, "{\"message\":\"{\\\"method\\\":\\\"e2e.setRoomKeyID\\\",\\\"params\\\":"
+                        "[\\\"r\\\",\\\"k\\\"");
+        for (int i = 0; inside && i < JSON_FEW_TOKENS; i++) p += sprintf(p, ",0");
+        p += sprintf(p, "]}\",\"x\":[0");
+        for (int i = 0; !inside && i < JSON_FEW_TOKENS; i++) p += sprintf(p, ",0");
+        p += sprintf(p, "]}");
+        ask(w, "POST " CALL, "", slice_of(body));
+        check_text(w->reply.http.body,
+                   "{\"message\":\"{\\\"msg\\\":\\\"result\\\"}\",\"success\":true}");
+        mallocs = 0;
+        malloc_fails = true;
+        api_answer(&api, &w->request, &w->reply);
+        malloc_fails = false;
+        check(w, 503, STORAGE);
+        assert_int_equal(mallocs, 1);
+    }
+}
+
+/* The longest body there is, to the byte that its bound is made of. */
+static void test_call_longest_body(void **state) {
+    struct world *w = *state;
+    char message[4096], *p = message, *name;
+    p += sprintf(p, "{\"params\":[],\"method\":\"");
+    name = p;
+    for (int i = 0; i < ID_MAX_BYTES; i++) p += sprintf(p, "\\u0001");
+    p += sprintf(p, "\",\"id\":\"%.*s\"}", (int)(p - name), name);
+    post_call(w, message);
+    struct slice body = w->reply.http.body;
+    assert_int_equal(w->reply.http.status, 400);
+    assert_true(body.n > 3 * 7 * ID_MAX_BYTES && body.n < API_MAX_BODY_BYTES);
+    const char *tail = "\\\"Meteor.Error\\\"}}\",\"success\":false}";
+    assert_memory_equal(body.p + body.n - strlen(tail), tail, strlen(tail));
+}
+
+static void test_call_linear_time(void **state) {
+    static const struct {
+        const char *name, *before, *unit, *after;
+    } rows[] = {
+        {"escaped escapes", "{\"message\":\"{\\\"x\\\":\\\"", "\\\\n", "\\\"}\"}"},
+        {"escaped names", "{\"message\":\"{\\\"\\\":0", ",\\\"\\\":0", "}\"}"},
+        {"escaped arrays", "{\"message\":\"{\\\"params\\\":[[]", ",[]",
+         "],\\\"method\\\":\\\"\\\"}\"}"},
+        {"messages", "{\"message\":\"\"", ",\"message\":\"\\n\"", "}"},
+    };
+    struct world *w = *state;
+    struct api api = {.access = &w->access, .store = &w->store};
+    char *body = malloc(HTTP_MAX_BODY_BYTES + 1);
+    assert_non_null(body);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        double best = 1e9;
+        repeat(body, rows[i].before, rows[i].unit, rows[i].after);
+        ask(w, "POST " CALL, "", slice_of(body));
+        for (int run = 0; run < 20; run++) {
+            double start = now_ms();
+            api_answer(&api, &w->request, &w->reply);
+            double took = now_ms() - start;
+            best = took < best ? took : best;
+        }
+        print_message("           %6.3f ms  %s\n", best, rows[i].name);
+        assert_true(best < 2 * MAX_MS);
+    }
+    free(body);
+}
+
+/* ---- Origins --------------------------------------------------------------------------------- */
+
+static void check_origin(struct world *w, const char *listed, const char *fields,
+                         const char *expected) {
+    struct api api = {.origins = slice_of(listed)};
+    ask_plain(w, "GET /healthz", fields, SLICE(""));
+    check_text(api_origin(&api, &w->request), expected);
+}
+
+static void test_origins(void **state) {
+    struct world *w = *state;
+    check_origin(w, "", "Origin: https://a\r\n", "");
+    check_origin(w, "*", "", "*");
+    check_origin(w, "*", "Origin: null\r\n", "*");
+    check_origin(w, "https://a", "Origin: https://a\r\n", "https://a");
+    check_origin(w, "https://a", "Origin: HTTPS://A\r\n", "https://a");
+    check_origin(w, "https://b,https://a", "Origin: https://a\r\n", "https://a");
+    check_origin(w, "https://b,https://a", "", "");
+    check_origin(w, "https://b,https://a", "Origin:\r\n", "");
+    check_origin(w, "https://b,https://a", "Origin: https://b,https://a\r\n", "");
+    check_origin(w, "https://b,https://a", "Origin: https://c\r\n", "");
+    check_origin(w, "https://a", "Origin: https://a\r\nOrigin: https://a\r\n", "");
+    struct api listed = {.origins = SLICE("https://a")}, any = {.origins = SLICE("*")};
+    check_text(api_origin(&listed, NULL), "");
+    check_text(api_origin(&any, NULL), "*");
+    assert_true(api_is_origin_list(SLICE("*")));
+    assert_true(api_is_origin_list(SLICE("https://a,http://b:1")));
+    assert_false(api_is_origin_list(SLICE("")));
+    assert_false(api_is_origin_list(SLICE("https://a,")));
+    assert_false(api_is_origin_list(SLICE("https://a,*")));
+}
+
 /* ---- GET /api/v1/rooms.info ------------------------------------------------------------------ */
 
 static void test_room_info(void **state) {
@@ -1131,6 +1366,8 @@ static void test_routes(void **state) {
         const char *allow;
     } rows[] = {
         {"OPTIONS " SET_KEY, 204, ALLOW_POST},
+        {"OPTIONS " CALL, 204, ALLOW_POST},
+        {"GET " CALL, 405, ALLOW_POST},
         {"OPTIONS " ROOMS, 204, ALLOW_GET},
         {"OPTIONS /healthz", 204, ALLOW_GET},
         {"OPTIONS *", 204, ALLOW_ALL},
@@ -1153,6 +1390,8 @@ static void test_routes(void **state) {
         {"POST /API/v1/e2e.setRoomKeyID", 404, NULL},
         {"POST //api/v1/e2e.setRoomKeyID", 404, NULL},
         {"POST /api/v1/method.call/e2e.setRoomKeyIDs", 404, NULL},
+        {"POST /api/v1/method.call/e2e:setRoomKeyID", 404, NULL},
+        {"POST /api/v1/method.call", 404, NULL},
         {"OPTIONS /unknown", 404, NULL},
         {"BREW /coffee", 404, NULL},
     };
@@ -1223,6 +1462,13 @@ int main(void) {
         TEST(test_width),
         TEST(test_no_memory),
         TEST(test_linear_time),
+        TEST(test_call_sets_a_key),
+        TEST(test_call_arguments),
+        TEST(test_call_shapes),
+        TEST(test_call_no_memory),
+        TEST(test_call_longest_body),
+        TEST(test_call_linear_time),
+        TEST(test_origins),
         TEST(test_room_info),
         TEST(test_room_info_queries),
         TEST(test_room_info_lengths),

@@ -1211,12 +1211,28 @@ static void test_replies(void **state) {
             .status = 503, .retry_after_s = 10, .close = true, .confirm_keep_alive = true},
         "HTTP/1.1 503 Service Unavailable\r\nDate: " DATE "\r\nContent-Length: 0\r\n"
         "Retry-After: 10\r\nConnection: close\r\n\r\n");
+    assert_reply((struct http_reply){.status = 400, .body = ok, .origin = SLICE("*")},
+                 "HTTP/1.1 400 Bad Request\r\nDate: " DATE "\r\nContent-Length: 16\r\n"
+                 "Access-Control-Allow-Origin: *\r\n\r\n{\"success\":true}");
+    assert_reply((struct http_reply){.status = 404, .varies_by_origin = true},
+                 "HTTP/1.1 404 Not Found\r\nDate: " DATE "\r\nContent-Length: 0\r\n"
+                 "Vary: Origin\r\n\r\n");
+    assert_reply(
+        (struct http_reply){
+            .status = 204, .allow = "POST", .origin = SLICE("https://a"), .varies_by_origin = true},
+        "HTTP/1.1 204 No Content\r\nDate: " DATE "\r\nAllow: POST\r\nVary: Origin\r\n"
+        "Access-Control-Allow-Origin: https://a\r\n"
+        "Access-Control-Allow-Headers: Content-Type, X-User-Id, X-Auth-Token, "
+        "X-Requested-With\r\nAccess-Control-Allow-Methods: POST\r\n\r\n");
 }
 
 static void test_longest_reply_head(void **state) {
     (void)state;
-    char allow[HTTP_MAX_REPLY_TEXT_BYTES], out[HTTP_MAX_REPLY_HEAD_BYTES];
+    char out[HTTP_MAX_REPLY_HEAD_BYTES];
+    char allow[(HTTP_MAX_REPLY_TEXT_BYTES - HTTP_MAX_ORIGIN_BYTES) / 2],
+        origin[HTTP_MAX_ORIGIN_BYTES];
     memset(allow, 'A', sizeof(allow));
+    memset(origin, 'O', sizeof(origin));
     allow[sizeof(allow) - 1] = '\0';
     struct http_reply reply = {.status = 431,
                                .allow = allow,
@@ -1224,10 +1240,32 @@ static void test_longest_reply_head(void **state) {
                                .is_private = true,
                                .head_only = true,
                                .confirm_keep_alive = true,
+                               .origin = {origin, sizeof(origin)},
+                               .varies_by_origin = true,
                                .media_type = {"", 0},
                                .body = {"", SIZE_MAX}};
     reply.media_type = SLICE("a"); /* the field's name takes room even if its value hardly does */
     assert_true(http_write_reply(out, &reply, DATE) <= sizeof(out));
+    reply.status = 204; /* has no length, but what a preflight asks for */
+    assert_true(http_write_reply(out, &reply, DATE) <= sizeof(out));
+}
+
+static void test_origins(void **state) {
+    (void)state;
+    static const char *const good[] = {"http://h", "https://h:1", "HTTPS://H.example",
+                                       "http://[::1]", "http://127.0.0.1:65535"};
+    static const char *const bad[] = {"",          "h",          "http://",     "http:/h",
+                                      "http://h/", "http://h:",  "http://h:x",  "http://:1",
+                                      "http://*",  "*",          "http://*.h",  "http://h#",
+                                      "http://h?", "http://a@h", "http://[::1", "ws://h",
+                                      "null",      "http://h ",  " http://h",   "http://h\r\nX: y"};
+    for (size_t i = 0; i < COUNT(good); i++) assert_true(http_is_origin(slice_of(good[i])));
+    for (size_t i = 0; i < COUNT(bad); i++) assert_false(http_is_origin(slice_of(bad[i])));
+    char longest[HTTP_MAX_ORIGIN_BYTES + 1];
+    memset(longest, 'h', sizeof(longest));
+    memcpy(longest, "http://", 7);
+    assert_true(http_is_origin((struct slice){longest, HTTP_MAX_ORIGIN_BYTES}));
+    assert_false(http_is_origin((struct slice){longest, HTTP_MAX_ORIGIN_BYTES + 1}));
 }
 
 static void test_reasons(void **state) {
@@ -1308,6 +1346,7 @@ int main(void) {
         cmocka_unit_test(test_equal_ignoring_case),
         cmocka_unit_test(test_replies),
         cmocka_unit_test(test_longest_reply_head),
+        cmocka_unit_test(test_origins),
         cmocka_unit_test(test_reasons),
         cmocka_unit_test(test_dates),
         cmocka_unit_test(test_dates_against_the_library),
