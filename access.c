@@ -79,8 +79,9 @@ struct access {
 struct loader {
     struct access *access;
     const char *dir;
-    const struct file *file; /* the one that is being read */
-    size_t line;             /* its number, from 1 */
+    const char *users, *rooms; /* the files' names; NULL: not to be read */
+    const struct file *file;   /* the one that is being read */
+    size_t line;               /* its number, from 1 */
     char *why;
     size_t why_size;
 };
@@ -93,8 +94,7 @@ static bool is_blank(struct slice text) {
     return text.p[0] == ' ' || text.p[0] == '\t';
 }
 
-/* Takes the next word of the line that text begins with. Returns false at the line's end. */
-static bool next_word(struct slice *text, struct slice *word) {
+bool access_next_word(struct slice *text, struct slice *word) {
     while (text->n > 0 && is_blank(*text)) text->p++, text->n--;
     word->p = text->p;
     /* All that ends a word is a space or below, which most bytes are not. */
@@ -103,6 +103,12 @@ static bool next_word(struct slice *text, struct slice *word) {
         text->p++, text->n--;
     word->n = (size_t)(text->p - word->p);
     return word->n > 0;
+}
+
+bool access_can_hold(struct slice id) {
+    struct slice text = id, word;
+    return slice_is_id(id) && access_next_word(&text, &word) && slice_equal(word, id) &&
+           id.p[0] != '#' && !slice_equal(id, SLICE("-")) && !slice_equal(id, SLICE("*"));
 }
 
 static void skip_line(struct slice *text) {
@@ -155,9 +161,9 @@ static bool is_base64_char(char c) {
            c == '/';
 }
 
-/* Whether word is what access_hash_token might write. The last character has two bits that stand
- * for nothing and must be zero (RFC 4648, section 3.5): one in four of the alphabet. */
-static bool is_hash(struct slice word) {
+/* The last character has two bits that stand for nothing and must be zero (RFC 4648, section 3.5):
+ * one in four of the alphabet. */
+bool access_is_hash(struct slice word) {
     if (word.n != ACCESS_HASH_CHARS || word.p[ACCESS_HASH_CHARS - 1] != '=') return false;
     for (size_t i = 0; i < ACCESS_HASH_CHARS - 1; i++)
         if (!is_base64_char(word.p[i])) return false;
@@ -187,8 +193,8 @@ static uint64_t hash_pair(const struct access *access, struct slice a, struct sl
 
 static bool is_users_line(struct slice line, struct slice user, const char *hash) {
     struct slice name, hashed;
-    next_word(&line, &name);
-    next_word(&line, &hashed);
+    access_next_word(&line, &name);
+    access_next_word(&line, &hashed);
     bool same_hash = is_same_hash(hashed.p, hash);
     return slice_equal(name, user) && same_hash;
 }
@@ -222,7 +228,7 @@ static bool find_room(const struct access *access, struct slice room, size_t *li
 
     while (table_next(&search, &offset)) {
         struct slice text = text_at(&access->rooms, offset), name;
-        next_word(&text, &name);
+        access_next_word(&text, &name);
         if (slice_equal(name, room)) {
             *line = (size_t)offset;
             return true;
@@ -239,7 +245,7 @@ static bool has_member(const struct access *access, uint64_t hash, size_t line, 
     while (table_next(&search, &number)) {
         const struct membership *member = &access->members[number];
         struct slice text = text_at(&access->rooms, member->name), name;
-        next_word(&text, &name);
+        access_next_word(&text, &name);
         if (member->line == line && slice_equal(name, user)) return true;
     }
     return false;
@@ -250,11 +256,11 @@ char access_room_type(const struct access *access, struct slice room, struct sli
     if (!find_room(access, room, &line) && !access->has_default) return 0;
 
     struct slice text = text_at(&access->rooms, line), rid, type, member;
-    next_word(&text, &rid);
-    next_word(&text, &type);
+    access_next_word(&text, &rid);
+    access_next_word(&text, &type);
     if (type.p[0] == 'c') return 'c';
     for (int i = 0; i < LINE_MEMBERS; i++) {
-        if (!next_word(&text, &member)) return 0;
+        if (!access_next_word(&text, &member)) return 0;
         if (slice_equal(member, user)) return type.p[0];
     }
     if (!slice_is_id(user)) return 0; /* too long for hash_pair, perhaps */
@@ -335,11 +341,11 @@ static int add_user(struct loader *loader, struct slice *text) {
     size_t line = (size_t)(text->p - access->users.bytes);
     struct slice user, hashed, more;
 
-    if (!next_word(text, &user)) return 0;
-    if (!next_word(text, &hashed) || next_word(text, &more))
+    if (!access_next_word(text, &user)) return 0;
+    if (!access_next_word(text, &hashed) || access_next_word(text, &more))
         return fail_line(loader, "line must be USERID HASHED_TOKEN");
     if (check_user(loader, user) < 0) return -1;
-    if (!is_hash(hashed))
+    if (!access_is_hash(hashed))
         return fail_line(loader, "hashed token must be 44 characters, the base64 of 32 bytes");
     if (has_user(access, user, hashed.p)) return 0;
     return add_entry(loader, &access->users_index, hash_pair(access, user, hashed), line);
@@ -390,13 +396,14 @@ static int add_room(struct loader *loader, struct slice *text) {
     size_t line = (size_t)(text->p - loader->access->rooms.bytes);
     struct slice rid, type, member;
 
-    if (!next_word(text, &rid)) return 0;
-    if (!next_word(text, &type)) return fail_line(loader, "line must be RID TYPE [USERID...]");
+    if (!access_next_word(text, &rid)) return 0;
+    if (!access_next_word(text, &type))
+        return fail_line(loader, "line must be RID TYPE [USERID...]");
     if (!slice_is_id(rid)) return fail_line(loader, "room ID " ID_RULE);
     if (type.n != 1 || memchr("cpd", type.p[0], 3) == NULL)
         return fail_line(loader, "type must be c, p or d");
     if (add_rid(loader, line, rid) < 0) return -1;
-    for (size_t i = 0; next_word(text, &member); i++) {
+    for (size_t i = 0; access_next_word(text, &member); i++) {
         if (check_user(loader, member) < 0) return -1;
         if (i < LINE_MEMBERS || type.p[0] == 'c') continue;
         if (add_member(loader, line, rid, member) < 0) return -1;
@@ -430,25 +437,38 @@ static int load(struct loader *loader) {
         table_init(&access->rooms_index, TABLE_MANY_PARTS) < 0 ||
         table_init(&access->members_index, TABLE_MANY_PARTS) < 0)
         return fail_memory(loader);
-    if (read_file(loader, &access->users, "users") < 0 || add_lines(loader, add_user) < 0)
+    if (loader->users &&
+        (read_file(loader, &access->users, loader->users) < 0 || add_lines(loader, add_user) < 0))
         return -1;
-    if (read_file(loader, &access->rooms, "rooms") < 0 || add_lines(loader, add_room) < 0)
+    if (loader->rooms &&
+        (read_file(loader, &access->rooms, loader->rooms) < 0 || add_lines(loader, add_room) < 0))
         return -1;
     return 0;
 }
 
+static struct access *make_access(struct loader *loader) {
+    loader->access = calloc(1, sizeof *loader->access);
+    if (loader->access == NULL) {
+        fail_memory(loader);
+        return NULL;
+    }
+    if (load(loader) < 0) {
+        access_free(loader->access);
+        return NULL;
+    }
+    return loader->access;
+}
+
 struct access *access_load(const char *dir, char *why, size_t why_size) {
+    struct loader loader = {
+        .dir = dir, .users = "users", .rooms = "rooms", .why = why, .why_size = why_size};
+    return make_access(&loader);
+}
+
+struct access *access_load_one(const char *dir, const char *name, char *why, size_t why_size) {
     struct loader loader = {.dir = dir, .why = why, .why_size = why_size};
-    loader.access = calloc(1, sizeof *loader.access);
-    if (loader.access == NULL) {
-        fail_memory(&loader);
-        return NULL;
-    }
-    if (load(&loader) < 0) {
-        access_free(loader.access);
-        return NULL;
-    }
-    return loader.access;
+    *(name[0] == 'u' ? &loader.users : &loader.rooms) = name;
+    return make_access(&loader);
 }
 
 void access_free(struct access *access) {

@@ -26,6 +26,10 @@ struct access;
  * reason ("data/rooms:17: ...") in why. Blocks on the disk; safe to call from any thread. */
 struct access *access_load(const char *dir, char *why, size_t why_size);
 
+/* As access_load, but of one file alone, whose name begins as that of the file it is to replace:
+ * "users.new" or "rooms.new". */
+struct access *access_load_one(const char *dir, const char *name, char *why, size_t why_size);
+
 /* Frees access, which may be NULL. */
 void access_free(struct access *access);
 
@@ -40,5 +44,16 @@ char access_room_type(const struct access *access, struct slice room, struct sli
 
 /* Writes base64(SHA-256(token)) and a NUL to hash: the HASHED_TOKEN of `users`. */
 void access_hash_token(struct slice token, char hash[ACCESS_HASH_CHARS + 1]);
+
+/* Whether word is what access_hash_token might write. */
+bool access_is_hash(struct slice word);
+
+/* For those who write the files. Takes the next word of the line that text begins with off text;
+ * returns false at the line's end. */
+bool access_next_word(struct slice *text, struct slice *word);
+
+/* Whether an ID can stand in the files and mean itself: no white space, no comment, neither - nor
+ * the room that stands for all others. */
+bool access_can_hold(struct slice id);
 
 #endif

@@ -1,26 +1,48 @@
 /*
  * admin.c: the commands beside `serve`: what an operator asks of a data directory.
  *
- *     check     is the log whole? what would a start do? do users and rooms read well?
- *     export    the key IDs as JSON lines
+ *     check, export               look at the log          beside a running server
+ *     import                      sets key IDs             holds the directory: no server beside it
+ *     user add, user revoke,
+ *     users import, rooms import  replace users or rooms   beside a running server
+ *     hash-token, health          touch no file
  *
- * Both only read, and work beside a running server: they read the log to its end, sync it, and only
- * then speak of it. Neither ever cuts or mends anything; --salvage writes a new file.
+ * Those that look never cut or mend anything: they read the log to its end, sync it, and only then
+ * speak of it; --salvage writes a new file. import is one more user of the store: what it has
+ * counted as in is on disk.
+ *
+ * A file is replaced whole or not at all, and never by one that a server would refuse:
+ *
+ *     lock NAME.new -> read NAME -> write NAME.new -> sync -> load it -> rename -> sync directory
+ *
+ * NAME.new is its own lock, so that no lock file is left behind for another user of the machine to
+ * trip over: whoever has locked it makes sure that it still has that name. Otherwise the one before
+ * has made it NAME, or thrown it away, and there is a newer one to wait for.
+ *
+ * No token comes from the command line, where every process can read it, and none is printed but
+ * the one that user add has made, once, when it is on disk.
  */
 #include "admin.h"
 #include "access.h"
 #include "http.h"
 #include "json.h"
+#include "listen.h"
 #include "log.h"
 #include "store.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define WHY_BYTES 512
@@ -28,6 +50,8 @@
 struct arguments {
     const char *dir;
     const char *salvage; /* a file to make, or NULL */
+    const char *listen;
+    char **operands; /* followed by a NULL */
 };
 
 static int complain(const char *what, const char *why) {
@@ -201,69 +225,536 @@ static int export(const struct arguments *arguments) {
     return finish_output();
 }
 
+/* ------------------------------------------------------------------------ replacing a file */
+
+/* users or rooms, and the file that is to replace it. */
+struct edit {
+    const char *dir, *name;
+    char new_name[sizeof "users.new"];
+    int dir_fd;
+    FILE *old;  /* NULL if there is none */
+    FILE *file; /* NAME.new */
+};
+
+static void close_edit(const struct edit *edit) {
+    if (edit->old) fclose(edit->old);
+    if (edit->file) fclose(edit->file);
+    if (edit->dir_fd >= 0) close(edit->dir_fd);
+}
+
+/* Opens NAME.new when nobody else has it, and empties it. Returns 0, or -1 with errno set. */
+static int lock_new(struct edit *edit) {
+    const int flags = O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC;
+    struct stat locked, named;
+    do {
+        named.st_ino = 0;
+        if (edit->file) fclose(edit->file);
+        int fd = openat(edit->dir_fd, edit->new_name, flags, 0600);
+        edit->file = fd < 0 ? NULL : fdopen(fd, "w");
+        if (!edit->file || flock(fd, LOCK_EX) < 0 || fstat(fd, &locked) < 0) return -1;
+        fstatat(edit->dir_fd, edit->new_name, &named, AT_SYMLINK_NOFOLLOW);
+    } while (named.st_ino != locked.st_ino);
+    return log_cut(fileno(edit->file), 0);
+}
+
+/* Returns 0, and end_edit is due, or -1, reported. */
+static int begin_edit(struct edit *edit, const char *dir, const char *name) {
+    *edit = (struct edit){.dir = dir, .name = name};
+    snprintf(edit->new_name, sizeof edit->new_name, "%s.new", name);
+    edit->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (edit->dir_fd >= 0 && lock_new(edit) == 0) {
+        int fd = openat(edit->dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        edit->old = fd < 0 ? NULL : fdopen(fd, "r");
+        if (edit->old || errno == ENOENT) return 0;
+        int error = errno;
+        unlinkat(edit->dir_fd, edit->new_name, 0);
+        errno = error;
+    }
+    fprintf(stderr, "roomkeyd: %s: cannot change %s: %s\n", dir, name, strerror(errno));
+    close_edit(edit);
+    return -1;
+}
+
+/* The new file gets the owner and mode of the old one. Where there is none it is for the
+ * directory's owner, as far as we may decide that: for the server, even if it is root who asks. */
+static int keep_owner(const struct edit *edit) {
+    struct stat status;
+    int fd = fileno(edit->file);
+    if (fstat(edit->old ? fileno(edit->old) : edit->dir_fd, &status) < 0) return -1;
+    if (fchown(fd, status.st_uid, status.st_gid) < 0 && edit->old) return -1;
+    return edit->old ? fchmod(fd, status.st_mode & 07777) : 0;
+}
+
+/* Brings the new file to disk and puts it into the old one's place, if a server would load it.
+ * Returns 0, or -1, reported. */
+static int replace(const struct edit *edit) {
+    char why[WHY_BYTES];
+    struct access *access = NULL;
+    bool is_written = fflush(edit->file) == 0 && !ferror(edit->file) && keep_owner(edit) == 0 &&
+                      log_sync_all(fileno(edit->file)) == 0;
+    if (is_written && !(access = access_load_one(edit->dir, edit->new_name, why, sizeof why)))
+        return -complain(why, "nothing has been changed");
+    access_free(access);
+    if (is_written && renameat(edit->dir_fd, edit->new_name, edit->dir_fd, edit->name) == 0)
+        return 0;
+    return -complain(edit->new_name, strerror(errno));
+}
+
+/* Ends what begin_edit began: with is_wanted by replacing the file. Returns the exit code. */
+static int end_edit(const struct edit *edit, bool is_wanted) {
+    int code = is_wanted ? replace(edit) : -1;
+    if (code < 0)
+        unlinkat(edit->dir_fd, edit->new_name, 0); /* it is still ours: the lock */
+    else if (log_sync_all(edit->dir_fd) < 0)
+        code = complain(edit->dir, strerror(errno));
+    close_edit(edit);
+    return code == 0 ? 0 : 1;
+}
+
+/* ------------------------------------------------------------------------ user, hash-token */
+
+#define TOKEN_CHARS 43 /* of six bits: 258 bits, as Rocket.Chat's own */
+
+/* Copies users without the lines of one user ("" is nobody), or, if hash is not empty, of one of the
+ * user's tokens. Returns how many those are, or -1, reported. */
+static int copy_users(const struct edit *edit, struct slice user, struct slice hash) {
+    char *line = NULL;
+    size_t space = 0;
+    ssize_t size;
+    int omitted = 0;
+    while (edit->old && (size = getline(&line, &space, edit->old)) > 0) {
+        struct slice text = {line, (size_t)size}, name, hashed;
+        access_next_word(&text, &name);
+        access_next_word(&text, &hashed);
+        bool is_meant =
+            name.n > 0 && slice_equal(name, user) && (hash.n == 0 || slice_equal(hashed, hash));
+        omitted += is_meant;
+        if (is_meant) continue;
+        fwrite(line, 1, (size_t)size, edit->file);
+        if (line[size - 1] != '\n') putc('\n', edit->file);
+    }
+    free(line);
+    return !edit->old || feof(edit->old) ? omitted : -complain(edit->name, strerror(errno));
+}
+
+static int make_token(char token[TOKEN_CHARS + 1]) {
+    static const char alphabet[] = /* RFC 4648, section 5 */
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    unsigned char random[TOKEN_CHARS];
+    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+        return complain("no random bytes", strerror(errno));
+    for (size_t i = 0; i < TOKEN_CHARS; i++) token[i] = alphabet[random[i] & 63];
+    token[TOKEN_CHARS] = '\0';
+    return 0;
+}
+
+static int user_add(const struct arguments *arguments) {
+    const char *user = arguments->operands[0];
+    char token[TOKEN_CHARS + 1], hash[ACCESS_HASH_CHARS + 1];
+    struct edit edit;
+    if (!access_can_hold(slice_of(user)))
+        return complain(user, "a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #");
+    if (make_token(token) != 0 || begin_edit(&edit, arguments->dir, "users") < 0) return 1;
+    bool is_copied = copy_users(&edit, SLICE(""), SLICE("")) >= 0;
+    access_hash_token(slice_of(token), hash);
+    fprintf(edit.file, "%s %s\n", user, hash);
+    if (end_edit(&edit, is_copied) != 0) return 1;
+    printf("%s\n", token);
+    return finish_output() == 0 ? 0 : complain(hash, "revoke this token, nobody has seen it");
+}
+
+static int user_revoke(const struct arguments *arguments) {
+    const char *user = arguments->operands[0], *hash = arguments->operands[1];
+    struct edit edit;
+    if (begin_edit(&edit, arguments->dir, "users") < 0) return 1;
+    bool is_user = access_can_hold(slice_of(user)); /* and could not mean a comment */
+    int revoked = is_user ? copy_users(&edit, slice_of(user), slice_of(hash ? hash : "")) : 0;
+    if (revoked == 0) complain(user, "no such token");
+    return end_edit(&edit, revoked > 0);
+}
+
+static int hash_token(const struct arguments *arguments) {
+    (void)arguments;
+    char hash[ACCESS_HASH_CHARS + 1], *line = NULL;
+    size_t space = 0;
+    ssize_t size = getline(&line, &space, stdin);
+    if (size > 0 && line[size - 1] == '\n') size--;
+    bool is_token = size > 0 && getc(stdin) == EOF && !ferror(stdin);
+    if (is_token) access_hash_token((struct slice){line, (size_t)size}, hash);
+    free(line);
+    if (!is_token) return complain("standard input", "not a token alone on its line");
+    printf("%s\n", hash);
+    return finish_output();
+}
+
+/* ------------------------------------------------------------------------ imports */
+
+#define IMPORT_BATCH   16384 /* sets in one write and one sync */
+#define PROGRESS_LINES 16384
+#define RECHECK_MS     1000 /* in case the store's wake-up was lost */
+
+/* What becomes of standard input, JSON lines. */
+struct import {
+    int (*take)(struct import *import,
+                struct json *json); /* a line. 0, or -1: .why it is refused */
+    const char *why;
+    uint64_t line, taken, known, passed_over;
+
+    struct store *store;      /* key IDs go here */
+    uint64_t ticket, waiting; /* the last one's, and how many wait for it to be settled */
+
+    FILE *file;   /* users go here, and facts of rooms */
+    size_t facts; /* how many */
+};
+
+static int refuse(struct import *import, const char *why) {
+    import->why = why;
+    return -1;
+}
+
+static int pass_over(struct import *import, const char *why) {
+    fprintf(stderr, "roomkeyd: line %" PRIu64 " is passed over: %s\n", import->line, why);
+    import->passed_over++;
+    return 0;
+}
+
+static int take_line(struct import *import, struct slice text) {
+    struct json json;
+    enum json_result read = json_read(&json, text);
+    if (read != JSON_OK) return refuse(import, read == JSON_INVALID ? json.why : "out of memory");
+    int result = json.root ? import->take(import, &json) : refuse(import, "not a JSON object");
+    json_free(&json);
+    return result;
+}
+
+/* Reads standard input to its end or the first line that is refused. Returns 0, or -1, reported. */
+static int read_lines(struct import *import) {
+    char *line = NULL;
+    size_t space = 0;
+    ssize_t size;
+    int result = 0;
+    bool is_watched = isatty(STDERR_FILENO);
+    while (result == 0 && (size = getline(&line, &space, stdin)) > 0) {
+        if (++import->line % PROGRESS_LINES == 0 && is_watched)
+            fprintf(stderr, "roomkeyd: %" PRIu64 " lines\r", import->line);
+        if (strspn(line, " \t\r\n") < (size_t)size)
+            result = take_line(import, (struct slice){line, (size_t)size});
+    }
+    free(line);
+    if (result == 0 && !feof(stdin)) result = refuse(import, strerror(errno));
+    if (result < 0) fprintf(stderr, "roomkeyd: line %" PRIu64 ": %s\n", import->line, import->why);
+    return result;
+}
+
+static const jsmntok_t *member(const struct json *json, const char *name) {
+    return json_member(json, json->root, slice_of(name));
+}
+
+/* A string's characters, as far as they matter to an ID; none where there is no string. */
+static struct slice text_of(struct json *json, const jsmntok_t *value, char id[ID_MAX_BYTES + 1]) {
+    if (json_type(json, value) != JSON_STRING) return SLICE("");
+    struct slice text = json_string(json, value, id, ID_MAX_BYTES + 1);
+    return json->why ? SLICE("") : text;
+}
+
+/* ------------------------------------------------------------------------ import */
+
+/* Brings what was set to disk, and counts it. */
+static int settle(struct import *import) {
+    struct store_settled settled = {.ok = true};
+    struct pollfd event = {.fd = store_event_fd(import->store), .events = POLLIN};
+    eventfd_t count;
+    store_hand_over(import->store);
+    while (settled.ok && settled.up_to < import->ticket) {
+        poll(&event, 1, RECHECK_MS);
+        eventfd_read(event.fd, &count);
+        store_collect(import->store, &settled);
+    }
+    if (settled.ok) import->taken += import->waiting;
+    import->ticket = import->waiting = 0;
+    return settled.ok ? 0 : refuse(import, "the disk is full or has failed");
+}
+
+static int set_key(struct import *import, const struct store_record *record) {
+    char known[ID_MAX_BYTES];
+    size_t size;
+    uint64_t ticket;
+    if (store_set(import->store, record, &ticket) == STORE_OK) {
+        import->ticket = ticket;
+        return ++import->waiting < IMPORT_BATCH ? 0 : settle(import);
+    }
+    if (ticket > 0 && settle(import) < 0)
+        return -1; /* the room's key ID came just before this one */
+    if (store_get(import->store, record->room, known, &size) != STORE_OK)
+        return refuse(import, "the store is unavailable");
+    if (!slice_equal((struct slice){known, size}, record->key))
+        return refuse(import, "the room has another key ID");
+    import->known++;
+    return 0;
+}
+
+static int take_key(struct import *import, struct json *json) {
+    char room[ID_MAX_BYTES + 1], key[ID_MAX_BYTES + 1], user[ID_MAX_BYTES + 1];
+    const jsmntok_t *key_id = member(json, "e2eKeyId"), *set_by = member(json, "setBy");
+    struct store_record record = {
+        .user = json_type(json, set_by) <= JSON_NULL ? SLICE("-") : text_of(json, set_by, user),
+        .room = text_of(json, member(json, "_id"), room),
+        .key = text_of(json, key_id, key),
+    };
+    bool is_empty = json_type(json, key_id) == JSON_STRING && record.key.n == 0 && !json->why;
+    if (json_type(json, key_id) <= JSON_NULL || is_empty) {
+        import->passed_over++;
+        return 0;
+    }
+    if (!slice_is_id(record.room) || !slice_is_id(record.key) || !slice_is_id(record.user))
+        return refuse(import, "_id, e2eKeyId, setBy must be strings of 1 to 255 bytes, no NUL");
+    return set_key(import, &record);
+}
+
+static int import_keys(const struct arguments *arguments) {
+    char why[WHY_BYTES];
+    struct import import = {.take = take_key};
+    import.store = store_open(arguments->dir, why, sizeof why);
+    if (!import.store) return complain("cannot import", why);
+    int code = read_lines(&import) == 0 ? 0 : 1;
+    if (settle(&import) < 0) code = complain(arguments->dir, import.why);
+    if (store_close(import.store) < 0) code = 1;
+    printf("%" PRIu64 " set, %" PRIu64 " set already, %" PRIu64 " without a key ID\n", import.taken,
+           import.known, import.passed_over);
+    return finish_output() == 0 ? code : 1;
+}
+
+/* ------------------------------------------------------------------------ users, rooms import */
+
+static int take_user(struct import *import, struct json *json) {
+    char id[ID_MAX_BYTES + 1], hash[ID_MAX_BYTES + 1];
+    struct slice user = text_of(json, member(json, "_id"), id);
+    const jsmntok_t *resume = json_member(json, member(json, "services"), SLICE("resume"));
+    const jsmntok_t *tokens = json_member(json, resume, SLICE("loginTokens")), *token = NULL;
+    if (!access_can_hold(user)) return pass_over(import, "users cannot hold its _id");
+    if (json_type(json, tokens) != JSON_ARRAY) return 0;
+    while ((token = json_next(json, tokens, token))) {
+        struct slice hashed = text_of(json, json_member(json, token, SLICE("hashedToken")), hash);
+        if (!access_is_hash(hashed)) return pass_over(import, "a hashedToken is none");
+        fprintf(import->file, "%.*s %.*s\n", (int)user.n, user.p, (int)hashed.n, hashed.p);
+        import->taken++;
+    }
+    return 0;
+}
+
+/* Notes what a line says of a room, as text that sorts by room, and the room before its members:
+ *
+ *     RID 0 TYPE
+ *     RID 1 USERID */
+static int take_fact(struct import *import, struct json *json) {
+    char rid[ID_MAX_BYTES + 1], id[ID_MAX_BYTES + 1];
+    bool is_member = member(json, "rid") != NULL;
+    const jsmntok_t *user = json_member(json, member(json, "u"), SLICE("_id"));
+    struct slice room = text_of(json, member(json, is_member ? "rid" : "_id"), rid);
+    struct slice value = text_of(json, is_member ? user : member(json, "t"), id);
+    if (room.n == 0 || value.n == 0)
+        return refuse(import, "neither a room (_id, t) nor a subscription (rid, u._id)");
+    if (!is_member && (value.n != 1 || !memchr("cpd", value.p[0], 3))) {
+        import->passed_over++;
+        return 0;
+    }
+    if (!access_can_hold(room) || !access_can_hold(value))
+        return pass_over(import, "rooms cannot hold its IDs");
+    import->facts++;
+    fprintf(import->file, "%.*s %d %.*s%c", (int)room.n, room.p, is_member, (int)value.n, value.p,
+            0);
+    return ferror(import->file) ? refuse(import, strerror(errno)) : 0;
+}
+
+static int compare_facts(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* Writes a line for each room. Returns 0, or -1, reported: a room of two types is of none. */
+static int write_rooms(struct import *import, const char **facts, FILE *out) {
+    const char *room = "", *last = "";
+    size_t size = 1; /* of "RID " */
+    qsort(facts, import->facts, sizeof *facts, compare_facts);
+    for (size_t i = 0; i < import->facts; last = facts[i++]) {
+        const char *fact = facts[i], *value = strchr(fact, ' ') + 3;
+        bool is_room = value[-2] == '0', is_same = strncmp(fact, room, size) == 0;
+        if (strcmp(fact, last) == 0 || (!is_room && !is_same)) {
+            import->passed_over++;
+        } else if (is_room && is_same) {
+            return -complain(room, "a room of two types");
+        } else if (is_room) {
+            room = fact;
+            size = (size_t)(value - fact) - 2;
+            fprintf(out, "%s%.*s%s", import->taken++ ? "\n" : "", (int)size, fact, value);
+        } else if (room[size + 2] != 'c') {
+            fprintf(out, " %s", value);
+        }
+    }
+    putc('\n', out);
+    return 0;
+}
+
+/* Sorts what was noted, fact by fact with a NUL behind each, into rooms. */
+static int sort_facts(struct import *import, const char *text, FILE *out) {
+    const char **facts = calloc(import->facts + 1, sizeof *facts);
+    if (!facts) return -complain("rooms", strerror(errno));
+    for (size_t i = 0; i < import->facts; i++, text += strlen(text) + 1) facts[i] = text;
+    int result = write_rooms(import, facts, out);
+    free(facts);
+    return result;
+}
+
+/* Ends an import. Nothing at all to import is a mistake made somewhere else. */
+static int end_import(const struct import *import, const struct edit *edit, int result) {
+    if (result == 0 && import->taken == 0) result = complain(edit->name, "nothing to import");
+    if (end_edit(edit, result == 0) != 0) return 1;
+    printf("%s: %" PRIu64 " lines, %" PRIu64 " passed over\n", edit->name, import->taken,
+           import->passed_over);
+    return finish_output();
+}
+
+static int users_import(const struct arguments *arguments) {
+    struct edit edit;
+    if (begin_edit(&edit, arguments->dir, "users") < 0) return 1;
+    struct import import = {.take = take_user, .file = edit.file};
+    return end_import(&import, &edit, read_lines(&import));
+}
+
+static int rooms_import(const struct arguments *arguments) {
+    struct edit edit;
+    char *text = NULL;
+    size_t size;
+    if (begin_edit(&edit, arguments->dir, "rooms") < 0) return 1;
+    struct import import = {.take = take_fact, .file = open_memstream(&text, &size)};
+    int result = import.file ? read_lines(&import) : -1;
+    if (!import.file || fclose(import.file) != 0) result = -complain("rooms", strerror(errno));
+    if (result == 0) result = sort_facts(&import, text, edit.file);
+    free(text);
+    return end_import(&import, &edit, result);
+}
+
+/* ------------------------------------------------------------------------ health */
+
+#define HEALTH_LIMIT_S 3 /* for each of connecting, asking and being answered */
+
+static int health(const struct arguments *arguments) {
+    static const char request[] =
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    char status[sizeof "HTTP/1.1 200"] = "";
+    int fd = listen_connect(arguments->listen, HEALTH_LIMIT_S);
+    if (fd < 0) return complain(arguments->listen, strerror(errno));
+    ssize_t n = send(fd, request, sizeof request - 1, MSG_NOSIGNAL);
+    if (n > 0) n = recv(fd, status, sizeof status - 1, MSG_WAITALL);
+    int error = errno == EAGAIN ? ETIMEDOUT : errno;
+    close(fd);
+    if (n < 0) return complain(arguments->listen, strerror(error));
+    if (strcmp(status, "HTTP/1.1 200") == 0) return 0;
+    return complain(arguments->listen, status[0] ? status : "no answer");
+}
+
 /* ------------------------------------------------------------------------ the commands */
 
 struct command {
-    const char *name;
+    const char *name, *action; /* "user", "add"; action is NULL where the name says it all */
     int (*run)(const struct arguments *arguments);
+    const char *options; /* the first letters of those it takes */
+    int operands_min, operands_max;
     const char *usage, *help;
 };
 
 static const struct command commands[] = {
-    {"check", check, "usage: roomkeyd check [--data DIR] [--salvage NEWFILE]\n",
-     "\n"
-     "Reads the log, users and rooms, and says what is wrong with them; changes nothing. Works "
-     "beside\n"
-     "a running server. Exit code: 0 a server would start with these files, 1 it would not.\n"
-     "\n"
-     "  --data DIR         the data directory (default data)\n"
-     "  --salvage NEWFILE  also write every valid record to a new log\n"},
-    {"export", export, "usage: roomkeyd export [--data DIR]\n",
-     "\n"
-     "Prints the key IDs as JSON lines: "
-     "{\"_id\":RID,\"e2eKeyId\":KEYID,\"setBy\":USERID,\"setAt\":TIME}.\n"
-     "Works beside a running server. Exit code: 0 printed, 1 the log cannot be read or is "
-     "damaged.\n"
-     "\n"
-     "  --data DIR  the data directory (default data)\n"},
+    {"check", NULL, check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
+     "Says what is wrong with the log, users and rooms, and changes nothing; 1 where a server "
+     "would\n"
+     "not start. With --salvage, writes every valid record to a new log. Also beside a server."},
+    {"export", NULL, export, "d", 0, 0, "export [--data DIR]",
+     "Prints the key IDs as JSON lines. Also beside a server."},
+    {"import", NULL, import_keys, "d", 0, 0, "import [--data DIR] <FILE",
+     "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
+     "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
+     "room has another key ID; what is before it is on disk, and does no harm a second time."},
+    {"users", "import", users_import, "d", 0, 0, "users import [--data DIR] <FILE",
+     "Replaces users by the login tokens in mongoexport's JSON lines of users."},
+    {"rooms", "import", rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE",
+     "Replaces rooms by those in mongoexport's JSON lines of rocketchat_room and\n"
+     "rocketchat_subscription, together and in any order. Types but c, p and d are passed over."},
+    {"user", "add", user_add, "d", 1, 1, "user add [--data DIR] USERID",
+     "Makes a token, adds its hash to users, and prints the token, once."},
+    {"user", "revoke", user_revoke, "d", 1, 2, "user revoke [--data DIR] USERID [HASH]",
+     "Takes all tokens of a user, or the one with this hash, out of users."},
+    {"hash-token", NULL, hash_token, "", 0, 0, "hash-token",
+     "Reads a token, alone on its line, and prints its hash as it stands in users."},
+    {"health", NULL, health, "l", 0, 0, "health [--listen ADDR]",
+     "Asks a server's /healthz. ADDR is as for the server (default 127.0.0.1:3000). 3 seconds at\n"
+     "most for each of connecting, asking and being answered."},
 };
+static const char COMMON_HELP[] =
+    "\n"
+    "  --data DIR  the data directory (default data)\n"
+    "\n"
+    "A running server rereads users and rooms when it gets SIGHUP. Exit code: 0 done and well, 1\n"
+    "not, for the reason given, 2 bad usage.\n";
+#define COMMAND_COUNT (sizeof commands / sizeof *commands)
 
-static const struct command *find_command(const char *name) {
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        if (strcmp(commands[i].name, name) == 0) return &commands[i];
+bool admin_has(const char *name) {
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        if (strcmp(commands[i].name, name) == 0) return true;
+    return false;
+}
+
+static const struct command *find_command(const char *name, const char *action) {
+    for (size_t i = 0; i < COMMAND_COUNT; i++) {
+        const struct command *command = &commands[i];
+        bool is_action = !command->action || (action && strcmp(command->action, action) == 0);
+        if (strcmp(command->name, name) == 0 && is_action) return command;
+    }
     return NULL;
 }
 
-bool admin_has(const char *name) { return find_command(name) != NULL; }
+/* Says how the commands of this name are used. Returns the exit code. */
+static int misused(const char *name, const char *what) {
+    bool is_asked = what && strcmp(what, "--help") == 0;
+    if (!is_asked) fprintf(stderr, "roomkeyd: unknown or incomplete: '%s'\n", what ? what : name);
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        if (strcmp(commands[i].name, name) == 0)
+            fprintf(is_asked ? stdout : stderr, "usage: roomkeyd %s\n", commands[i].usage);
+    return is_asked ? finish_output() : 2;
+}
 
-int admin_run(int argc, char **argv) {
+/* Runs a command. argv[0] is the last word of its name. */
+static int run_command(const struct command *command, int argc, char **argv) {
     static const struct option options[] = {
         {"data", required_argument, NULL, 'd'},
         {"salvage", required_argument, NULL, 's'},
+        {"listen", required_argument, NULL, 'l'},
         {"help", no_argument, NULL, 'h'},
         {0},
     };
-    const struct command *command = find_command(argv[0]);
-    struct arguments arguments = {.dir = "data"};
+    struct arguments arguments = {.dir = "data", .listen = "127.0.0.1:3000"};
     int option;
-    assert(command != NULL); /* the caller has asked admin_has */
     opterr = 0;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        bool is_known = option != 's' || command->run == check;
         if (option == 'h') {
-            printf("%s%s", command->usage, command->help);
+            printf("usage: roomkeyd %s\n\n%s\n%s", command->usage, command->help, COMMON_HELP);
             return finish_output();
         }
-        if (option == '?' || !is_known) {
-            fprintf(stderr, "roomkeyd: unknown option, or a value missing or unasked: '%s'\n%s",
-                    argv[optind - 1], command->usage);
-            return 2;
-        }
-        *(option == 'd' ? &arguments.dir : &arguments.salvage) = optarg;
+        bool is_bad =
+            !strchr(command->options, option) || (option == 'l' && !listen_is_address(optarg));
+        if (is_bad) return misused(command->name, argv[optind - 1]);
+        *(option == 'd'   ? &arguments.dir
+          : option == 's' ? &arguments.salvage
+                          : &arguments.listen) = optarg;
     }
-    if (optind < argc) {
-        fprintf(stderr, "roomkeyd: unexpected argument: '%s'\n%s", argv[optind], command->usage);
-        return 2;
-    }
+    if (argc - optind < command->operands_min || argc - optind > command->operands_max)
+        return misused(command->name, argv[argc - 1]);
+    arguments.operands = argv + optind;
     return command->run(&arguments);
+}
+
+int admin_run(int argc, char **argv) {
+    const struct command *command = find_command(argv[0], argv[1]);
+    if (!command) return misused(argv[0], argv[1]);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which is reported */
+    int words = command->action ? 1 : 0;
+    return run_command(command, argc - words, argv + words);
 }

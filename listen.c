@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #define LISTEN_BACKLOG 4096 /* as much as the kernel's somaxconn allows */
@@ -133,14 +134,17 @@ bool listen_is_address(const char *text) {
     return parse_address(text, &address);
 }
 
+/* A socket for an address, which is read into *address. Returns -1 with errno set if it cannot be. */
+static int open_socket(const char *text, int flags, struct address *address) {
+    errno = EINVAL;
+    if (!parse_address(text, address)) return -1;
+    return socket(address->any.ss_family, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
+}
+
 int listen_open(struct listener *listener, const char *text) {
     struct address address;
-    if (!parse_address(text, &address)) {
-        errno = EINVAL; /* no test comes here: main has asked listen_is_address */
-        return -1;
-    }
     *listener = (struct listener){.fd = -1};
-    int fd = socket(address.any.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = open_socket(text, SOCK_NONBLOCK, &address);
     if (fd < 0) return -1;
     if (bind_and_listen(fd, &address) < 0 || claim_path(listener, &address) < 0 ||
         describe(listener, fd) < 0) {
@@ -174,6 +178,20 @@ int listen_adopt(struct listener *listener, int fd) {
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
         return -1;
     return describe(listener, fd);
+}
+
+int listen_connect(const char *text, int limit_s) {
+    struct address address;
+    struct timeval limit = {.tv_sec = limit_s};
+    int fd = open_socket(text, 0, &address);
+    if (fd < 0) return -1;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); /* for connect, too */
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    if (connect(fd, (struct sockaddr *)&address.any, address.size) == 0) return fd;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
 }
 
 void listen_close(struct listener *listener) {

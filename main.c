@@ -509,7 +509,8 @@ static int serve(const struct options *options) {
 static const char USAGE[] =
     "usage: roomkeyd [serve] [--listen ADDR]... [--data DIR] [--max-connections N]\n"
     "                        [--cors ORIGIN,...]\n"
-    "       roomkeyd check|export [--help] ...\n";
+    "       roomkeyd check|export|import|hash-token|health [--help] ...\n"
+    "       roomkeyd user add|user revoke|users import|rooms import [--help] ...\n";
 
 static const char HELP[] =
     "\n"

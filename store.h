@@ -58,8 +58,8 @@ enum store_result store_get(struct store *store, struct slice room, char key[ID_
  * blocks. */
 void store_hand_over(struct store *store);
 
-/* Signals when there is something to collect. Nobody reads it: watch it with EPOLLET, for the edge.
- * It is the store's own. */
+/* Signals when there is something to collect. Nobody has to read it: watch it with EPOLLET, for the
+ * edge, or empty it before store_collect. It is the store's own. */
 int store_event_fd(const struct store *store);
 
 struct store_settled {

@@ -585,6 +585,64 @@ static void refuses_a_directory_that_cannot_be(void **state) {
     assert_int_equal(strlen(why), sizeof why - 1); /* cut, and still a string */
 }
 
+/* ---- for those who write the files ---- */
+
+/* Whether an ID, put into both files as those who write them do, comes out as itself again: as a
+ * user, at the end of a line of members, and as a room that is not all rooms. */
+static bool reads_back(const char *id) {
+    char users[1024], rooms[1024], why[512];
+    snprintf(users, sizeof users, "%s " SEED_HASH "\n", id);
+    snprintf(rooms, sizeof rooms, "%s c\nother-room p %s\n", id, id);
+    write_file("users", slice_of(users));
+    write_file("rooms", slice_of(rooms));
+    struct access *access = access_load(fake.dir, why, sizeof why);
+    bool is_good = access && knows(access, id, SEED_TOKEN) && type(access, id, "nobody") == 'c' &&
+                   type(access, "other-room", id) == 'p' && type(access, "no-room", id) == 0;
+    access_free(access);
+    return is_good;
+}
+
+static void can_hold_what_reads_back(void **state) {
+    static const char *const forms[] = {"%c", "a%c", "%ca", "%c%c", "%cä", "ä%c", "-%c"};
+    char id[8];
+    (void)state;
+    for (size_t form = 0; form < sizeof forms / sizeof *forms; form++)
+        for (int c = 1; c < 256; c++) {
+            snprintf(id, sizeof id, forms[form], c, c);
+            if (access_can_hold(slice_of(id)) != reads_back(id))
+                fail_msg("form %zu of byte %d: read back %d", form, c, reads_back(id));
+        }
+    assert_false(access_can_hold(SLICE("")));
+    assert_false(access_can_hold(SLICE("a\0b")));
+    assert_true(access_can_hold(SLICE("\xf0\x9f\x94\x91")));
+}
+
+/* Each file alone, whatever becomes of the other. */
+static void loads_one_file(void **state) {
+    char why[512], expected[128];
+    (void)state;
+    write_file("users", SLICE("nonsense\n"));
+    write_file("rooms", SLICE("nonsense\n"));
+    write_file("users.new", SLICE(SEED_USER " " SEED_HASH "\n"));
+    write_file("rooms.new", SLICE("r c\n"));
+    struct access *users = access_load_one(fake.dir, "users.new", why, sizeof why);
+    struct access *rooms = access_load_one(fake.dir, "rooms.new", why, sizeof why);
+    assert_non_null(users);
+    assert_non_null(rooms);
+    assert_true(knows(users, SEED_USER, SEED_TOKEN));
+    assert_int_equal(type(users, "r", SEED_USER), 0);
+    assert_int_equal(type(rooms, "r", SEED_USER), 'c');
+    access_free(users);
+    access_free(rooms);
+
+    write_file("rooms.new", SLICE("r c\nr d\n"));
+    assert_null(access_load_one(fake.dir, "rooms.new", why, sizeof why));
+    snprintf(expected, sizeof expected, "%s/rooms.new:2: room is already on line 1", fake.dir);
+    assert_string_equal(why, expected);
+    assert_int_equal(unlink(path_of("users.new")), 0);
+    assert_int_equal(unlink(path_of("rooms.new")), 0);
+}
+
 /* ---- what can go wrong below ---- */
 
 static void reads_files_in_pieces(void **state) {
@@ -738,6 +796,8 @@ int main(void) {
         TEST(refuses_bad_rooms),
         TEST(refuses_what_is_no_file),
         TEST(refuses_a_directory_that_cannot_be),
+        TEST(can_hold_what_reads_back),
+        TEST(loads_one_file),
         TEST(reads_files_in_pieces),
         TEST(reads_what_was_added_meanwhile),
         TEST(reports_errors_of_the_system),

@@ -1,0 +1,221 @@
+"""import: key IDs from another roomkeyd or from a real server's database, each set once."""
+
+import json
+import os
+import pty
+import re
+import resource
+import subprocess
+import time
+
+import pytest
+
+from server import ALICE, TIMEOUT_S, binary, records, run, tool, write_data
+from test_disk import contents
+
+ODD_ROOM, ODD_KEY = 'tab\tquote"back\\slash', "new\nline ü \U0001f511"
+
+
+@pytest.fixture(name="data")
+def _data(tmp_path):
+    write_data(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def command(*arguments, text="", **options):
+    """A finished command: (exit code, standard output, standard error)."""
+    done = run(*arguments, stdin=None, input=text, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+def line(room, key):
+    return json.dumps({"_id": room, "e2eKeyId": key}) + "\n"
+
+
+def lines(count, start=0):
+    return "".join(line(f"room-{i}", f"key {i}") for i in range(start, start + count))
+
+
+def summary(new, known=0, without=0):
+    return f"{new} set, {known} set already, {without} without a key ID\n"
+
+
+def log_of(data):
+    return records((data / "keys.log").read_bytes())
+
+
+def test_what_export_prints_can_be_imported(serve, tmp_path):
+    server = serve()
+    for room, key in (("a", "1"), (ODD_ROOM, ODD_KEY), ("r" * 255, "k" * 255)):
+        assert server.set(room, key).status == 200
+    server.stop()
+    exported = command("export", "--data", server.directory)[1]
+    exported += json.dumps({"_id": "nobody's", "e2eKeyId": "x", "setBy": None}) + "\n"
+    write_data(tmp_path / "copy")
+    assert command("import", "--data", tmp_path / "copy", text=exported) == (0, summary(4), "")
+    assert log_of(tmp_path / "copy") == log_of(server.directory) + [("-", "nobody's", "x")]
+    assert command("check", "--data", tmp_path / "copy")[0] == 0
+    again = command("export", "--data", tmp_path / "copy")[1]
+    without_time = lambda text: re.sub(r',"setAt":"[^"]*"', "", text)
+    assert without_time(again) == without_time(exported.replace(": ", ":").replace(", ", ","))
+
+
+def test_a_server_goes_on_from_there(data, serve):
+    assert command("import", "--data", data, text=line("room", "old"))[0] == 0
+    server = serve()
+    assert server.set("room", "new").status == 400
+    assert b'"e2eKeyId":"old"' in server.info("room").body
+
+
+def test_what_mongoexport_prints(data):
+    text = ('{"_id":"GENERAL"}\n'
+            '{"_id":"a","e2eKeyId":"eyJhbGciOiJB","u":{"_id":"x"}}\n'
+            '{"_id":"b","e2eKeyId":null}\n\n'
+            '{"_id":"c","e2eKeyId":""}\r\n'
+            '{"e2eKeyId":"0d3c","_id":"d"}')
+    assert command("import", "--data", data, text=text) == (0, summary(2, 0, 3), "")
+    assert log_of(data) == [("-", "a", "eyJhbGciOiJB"), ("-", "d", "0d3c")]
+
+
+def test_the_same_value_is_counted(data):
+    text = line("a", "1") + line("b", "2") + line("a", "1")
+    assert command("import", "--data", data, text=text) == (0, summary(2, 1), "")
+    assert command("import", "--data", data, text=text) == (0, summary(0, 3), "")
+    assert len(log_of(data)) == 2
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_another_value_is_refused(data, is_before):
+    """Whether it was there, or has come with the same input."""
+    if is_before:
+        command("import", "--data", data, text=line("b", "1"))
+    text = line("a", "1") + ("" if is_before else line("b", "1")) + line("b", "2") + line("c", "3")
+    code, output, errors = command("import", "--data", data, text=text)
+    number = 2 if is_before else 3
+    assert (code, output) == (1, summary(number - 1))
+    assert errors == f"roomkeyd: line {number}: the room has another key ID\n"
+    assert sorted(room for _, room, _ in log_of(data)) == ["a", "b"]
+    assert ("-", "b", "1") in log_of(data)
+
+
+@pytest.mark.parametrize("bad, why", [
+    ("{", "unexpected end"),
+    ("nonsense", "expected"),
+    ("[]", "not a JSON object"),
+    ("\0", "expected a value"),
+    ("\ufeff{}", "expected a value"),
+    ('{"_id":"x","e2eKeyId":"y"} {}', "text after the value"),
+    ('{"e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"","e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":{"$oid":"01"},"e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"x","e2eKeyId":7}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"x","e2eKeyId":["y"]}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"x","e2eKeyId":"y","setBy":""}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"x","e2eKeyId":"y","setBy":1}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"%s","e2eKeyId":"y"}' % ("x" * 256), "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"x","e2eKeyId":"%s"}' % ("\\u00e4" * 128), "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"x","e2eKeyId":"\\u0000"}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"\\ud800","e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":"x","e2eKeyId":"\\udc00"}', "_id, e2eKeyId, setBy must be"),
+])
+def test_a_bad_line_ends_it(data, bad, why):
+    """What was read before is in; what comes behind is not."""
+    text = line("a", "1") + line("b", "2") + bad + "\n" + line("c", "3")
+    code, output, errors = command("import", "--data", data, text=text)
+    assert (code, output) == (1, summary(2))
+    assert errors.startswith("roomkeyd: line 3: ") and why in errors
+    assert [room for _, room, _ in log_of(data)] == ["a", "b"]
+    assert command("import", "--data", data, text=text.replace(f"\n{bad}\n", "\n")) == (0, summary(1, 2), "")
+
+
+def test_not_beside_a_server(serve):
+    server = serve()
+    assert server.set("a", "1").status == 200
+    before = server.log()
+    code, output, errors = command("import", "--data", server.directory, text=line("b", "2"))
+    assert (code, output) == (1, "") and "in use by another roomkeyd" in errors
+    assert server.log() == before
+
+
+def test_one_sync_for_many(data, tmp_path):
+    """Also where every second line is known already."""
+    text = lines(100_000)
+    half = "".join(text.splitlines(keepends=True)[::2])
+    command("import", "--data", data, text=half)
+    trace = tmp_path / "trace"
+    done = subprocess.run(
+        [tool("strace", "strace"), "-f", "-qq", "-o", trace, "-e", "trace=fdatasync",
+         binary("ROOMKEYD_RELEASE"), "import", "--data", data],
+        input=text, text=True, capture_output=True, check=True, timeout=TIMEOUT_S)
+    assert done.stdout == summary(50_000, 50_000)
+    assert 1 <= trace.read_text().count("fdatasync(") <= 6
+    assert len(log_of(data)) == 100_000
+
+
+def test_a_million_lines_in_five_seconds(data):
+    """A fifth of them, in a fifth of the time and a second more: the machine may be busy."""
+    text = lines(200_000).encode()
+    began = time.monotonic()
+    done = subprocess.run([binary("ROOMKEYD_RELEASE"), "import", "--data", data], input=text,
+                          capture_output=True, check=True, timeout=TIMEOUT_S)
+    assert time.monotonic() - began < 2
+    assert done.stdout.decode() == summary(200_000)
+
+
+def test_progress_on_a_terminal_alone(data):
+    terminal, stderr = pty.openpty()
+    done = run("import", "--data", data, stdin=None, input=lines(40_000), stderr=stderr)
+    os.close(stderr)
+    assert (done.returncode, done.stdout) == (0, summary(40_000))
+    assert os.read(terminal, 4096) == b"roomkeyd: 16384 lines\rroomkeyd: 32768 lines\r"
+    os.close(terminal)
+    assert command("import", "--data", data, text=lines(40_000)) == (0, summary(0, 40_000), "")
+
+
+def test_a_log_that_cannot_grow(data):
+    """What is counted is there, and the rest can follow."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+    text = lines(100_000)
+    code, output, errors = command("import", "--data", data, text=text, preexec_fn=limit)
+    there = len(log_of(data))
+    assert (code, output) == (1, summary(there)) and 0 < there < 100_000
+    assert "keys.log: write: File too large" in errors
+    assert re.search(r"roomkeyd: line \d+: the disk is full or has failed\n", errors)
+    assert command("check", "--data", data)[0] == 0
+    assert command("import", "--data", data, text=text) == (0, summary(100_000 - there, there), "")
+
+
+def test_input_that_cannot_be_read(data):
+    directory = os.open(data, os.O_RDONLY)
+    done = run("import", "--data", data, stdin=directory)
+    os.close(directory)
+    assert (done.returncode, done.stdout) == (1, summary(0))
+    assert done.stderr == "roomkeyd: line 0: Is a directory\n"
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    code, output, errors = command("import", "--data", tmp_path / "none", text=line("a", "1"))
+    assert (code, output) == (1, "") and "No such file or directory" in errors
+
+
+def test_a_log_that_is_damaged_is_not_added_to(data):
+    command("import", "--data", data, text=lines(3))
+    log = bytearray((data / "keys.log").read_bytes())
+    log[40] ^= 1
+    (data / "keys.log").write_bytes(log)
+    before = contents(data)
+    code, output, errors = command("import", "--data", data, text=lines(9))
+    assert (code, output) == (1, "") and "damaged" in errors and contents(data) == before
+
+
+def test_who_set_it_is_kept(data):
+    text = json.dumps({"_id": "a", "e2eKeyId": "1", "setBy": ALICE, "setAt": "2020-01-01"}) + "\n"
+    assert command("import", "--data", data, text=text)[0] == 0
+    assert log_of(data) == [(ALICE, "a", "1")]
+
+
+def test_usage_and_help():
+    code, output, errors = command("import", "file")
+    assert (code, output) == (2, "") and errors.endswith("usage: roomkeyd import [--data DIR] <FILE\n")
+    code, output, errors = command("import", "--help")
+    assert (code, errors) == (0, "") and output.startswith("usage: roomkeyd import ")

@@ -1,0 +1,431 @@
+"""The commands that change users and rooms: user add, user revoke, users import, rooms import; and
+hash-token.
+
+Proves that a file is replaced whole or not at all, whatever fails; that changes made at the same
+time all stay; and that no token is seen anywhere but where it has to be.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import random
+import re
+import resource
+import signal
+import subprocess
+import time
+
+import pytest
+
+from server import (
+    ALICE, ALICE_TOKEN, BOB, TIMEOUT_S, USERS, binary, hash_token, run, tool, wait_until, write_data,
+)
+from test_disk import SMALL_DISK, contents, fill, mounted
+
+TOKEN = re.compile(r"[A-Za-z0-9_-]{43}\n")
+HASH = hash_token(ALICE_TOKEN)
+ODD_USERS = f"# who may\n\n  {ALICE}\t{HASH} \r\n#{BOB} {HASH}\n{BOB} {hash_token('x')}"  # no newline
+
+
+@pytest.fixture(name="data")
+def _data(tmp_path):
+    write_data(tmp_path / "data", ODD_USERS)
+    return tmp_path / "data"
+
+
+def command(*arguments, text="", **options):
+    """A finished command: (exit code, standard output, standard error)."""
+    done = run(*arguments, stdin=None, input=text, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+def lines(*objects):
+    """JSON lines."""
+    return "".join(json.dumps(one) + "\n" for one in objects)
+
+
+def user(name, *tokens):
+    """A user as mongoexport gives it, with more than is needed."""
+    entries = [{"when": {"$date": "2024-11-23T12:00:00Z"}, "hashedToken": hash_token(token)}
+               for token in tokens]
+    return {"_id": name, "username": name, "roles": ["user"],
+            "services": {"password": {"bcrypt": "$2b$10$x"}, "resume": {"loginTokens": entries}}}
+
+
+def room(rid, kind):
+    return {"_id": rid, "t": kind, "u": {"_id": "creator", "username": "c"}, "usersCount": 2}
+
+
+def subscription(rid, member):
+    return {"_id": f"{rid}-{member}", "rid": rid, "t": "p", "u": {"_id": member, "username": "m"}}
+
+
+# ---- user add, user revoke, hash-token ---------------------------------------------------------
+
+
+def test_add_prints_the_token_and_keeps_all_lines(data):
+    os.chmod(data / "users", 0o640)
+    code, token, errors = command("user", "add", "--data", data, "carol")
+    assert (code, errors) == (0, "") and TOKEN.fullmatch(token)
+    expected = f"{ODD_USERS}\ncarol {hash_token(token.strip())}\n"
+    assert (data / "users").read_bytes() == expected.encode()
+    assert (data / "users").stat().st_mode & 0o7777 == 0o640
+    assert sorted(contents(data)) == ["rooms", "users"]
+    again = command("user", "add", "--data", data, "carol")[1]
+    assert again != token and (data / "users").read_text().count("carol ") == 2
+
+
+def test_the_first_user_of_a_directory(tmp_path):
+    code, token, errors = command("user", "add", "--data", tmp_path, ALICE)
+    assert (code, errors) == (0, "")
+    assert (tmp_path / "users").read_text() == f"{ALICE} {hash_token(token.strip())}\n"
+    assert (tmp_path / "users").stat().st_mode & 0o7777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_owner_stays_or_is_the_directory_s(tmp_path):
+    os.chown(tmp_path, 65534, 65533)
+    for owner, group in ((65534, 65533), (1, 2)):  # that of the directory, and then of the old file
+        assert command("user", "add", "--data", tmp_path, ALICE)[0] == 0
+        status = (tmp_path / "users").stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (owner, group, 0o600)
+        os.chown(tmp_path / "users", 1, 2)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_that_cannot_be_given_back_to_its_owner_is_kept(tmp_path):
+    write_data(tmp_path / "data")
+    os.chmod(tmp_path / "data", 0o777)
+    os.chmod(tmp_path / "data/users", 0o644)
+    for path in (tmp_path, *list(tmp_path.parents)[:-2]):
+        os.chmod(path, path.stat().st_mode | 0o055)
+    as_nobody = [tool("setpriv", "util-linux"), "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = subprocess.run([*as_nobody, binary(), "user", "add", "--data", tmp_path / "data", "carol"],
+                          capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    assert (done.returncode, done.stdout) == (1, "") and "Operation not permitted" in done.stderr
+    assert contents(tmp_path / "data")["users"].decode() == USERS
+    assert "users.new" not in contents(tmp_path / "data")
+
+
+def test_a_running_server_takes_users_and_forgets_them(serve):
+    server = serve()
+    token = command("user", "add", "--data", server.directory, "carol")[1].strip()
+    fields = (("X-User-Id", "carol"), ("X-Auth-Token", token))
+    assert server.info("r", fields).status == 401
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.info("r", fields).status == 200, "the new user")
+    assert command("user", "revoke", "--data", server.directory, "carol") == (0, "", "")
+    assert command("user", "add", "--data", server.directory, "dave")[0] == 0
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.info("r", fields).status == 401, "the end of the user")
+    assert server.info("r").status == 200
+    for name, content in contents(server.directory).items():
+        assert token.encode() not in content, name
+
+
+def test_many_at_once_all_stay(data):
+    """Each of them reads what the ones before have written; each is waited for, none is lost."""
+    names = [f"user{i}" for i in range(40)]
+    for name in names[:20]:
+        command("user", "add", "--data", data, name)
+    running = [subprocess.Popen([binary(), "user", "revoke", "--data", data, name])
+               for name in names[:20]]
+    running += [subprocess.Popen([binary(), "user", "add", "--data", data, name],
+                                 stdout=subprocess.PIPE, text=True) for name in names[20:]]
+    tokens = [process.communicate(timeout=TIMEOUT_S)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running)
+    expected = {f"{name} {hash_token(token.strip())}" for name, token in
+                list(zip(names, tokens))[20:]}
+    text = (data / "users").read_bytes().decode()
+    assert text.startswith(ODD_USERS + "\n")
+    written = text[len(ODD_USERS) + 1 :].splitlines()
+    assert len(written) == 20 and set(written) == expected
+    assert sorted(contents(data)) == ["rooms", "users"]
+
+
+@pytest.mark.parametrize("end", ["renamed", "thrown away", "left behind"])
+def test_who_waits_reads_what_the_one_before_has_written(data, end):
+    """The file that is locked may become users, or vanish, or be what a crash has left."""
+    with open(data / "users.new", "w", encoding="utf-8") as new:
+        fcntl.flock(new, fcntl.LOCK_EX)
+        with subprocess.Popen([binary(), "user", "add", "--data", data, "carol"],
+                              stdout=subprocess.PIPE, text=True) as waiting:
+            wait_until(lambda: re.search(rf"-> FLOCK .* {waiting.pid} ",
+                                         pathlib.Path("/proc/locks").read_text()), "the other one")
+            new.write(f"first {HASH}\n# more\n" if end == "renamed" else "half a li")
+            new.flush()
+            if end == "renamed":
+                (data / "users.new").rename(data / "users")
+            elif end == "thrown away":
+                (data / "users.new").unlink()
+            fcntl.flock(new, fcntl.LOCK_UN)
+            token = waiting.communicate(timeout=TIMEOUT_S)[0].strip()
+    before = f"first {HASH}\n# more\n" if end == "renamed" else ODD_USERS + "\n"
+    assert waiting.returncode == 0
+    assert (data / "users").read_bytes().decode() == f"{before}carol {hash_token(token)}\n"
+    assert sorted(contents(data)) == ["rooms", "users"]
+
+
+def test_revoke(data):
+    before = (data / "users").read_bytes().decode()
+    with open(data / "users", "a", encoding="utf-8") as users:
+        users.write(f"\n{ALICE} {hash_token('second')}\n{ALICE} {hash_token('third')}\n")
+    revoke = ("user", "revoke", "--data", data)
+    assert command(*revoke, ALICE, hash_token("third")) == (0, "", "")
+    after = f"{before}\n{ALICE} {hash_token('second')}\n"
+    assert (data / "users").read_bytes().decode() == after
+    for unknown in (("nobody",), (ALICE, hash_token("third")), (ALICE, "x"), ("#bob",), ("#",)):
+        code, output, errors = command(*revoke, *unknown)
+        assert (code, output, errors) == (1, "", f"roomkeyd: {unknown[0]}: no such token\n")
+        assert (data / "users").read_bytes().decode() == after
+    assert command(*revoke, ALICE) == (0, "", "")
+    assert (data / "users").read_bytes().decode() == f"# who may\n\n#{BOB} {HASH}\n{BOB} {hash_token('x')}\n"
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a\tb", "a\nb", "a\r", "#a", "-", "*", "u" * 256],
+                         ids=ascii)
+def test_add_refuses_what_users_cannot_hold(data, name):
+    before = contents(data)
+    code, output, errors = command("user", "add", "--data", data, "--", name)
+    assert (code, output) == (1, "") and "a USERID is 1 to 255 bytes" in errors
+    assert contents(data) == before
+
+
+@pytest.mark.parametrize("name", ["u" * 255, "ü", "a\rb", "a#", "--data", "a*"], ids=ascii)
+def test_add_takes_what_users_can_hold(data, name):
+    code, token, _ = command("user", "add", "--data", data, "--", name)
+    assert code == 0
+    assert command("import", "--data", data)[0] == 0  # nothing, but there is a log now
+    assert command("check", "--data", data)[0] == 0
+    end = f"\n{name} {hash_token(token.strip())}\n".encode()
+    assert (data / "users").read_bytes().endswith(end)
+
+
+def test_users_that_a_server_would_refuse_are_not_added_to(data):
+    (data / "users").write_text(f"{ALICE} {HASH}\n{BOB} nonsense\n")
+    before = contents(data)
+    code, output, errors = command("user", "add", "--data", data, "carol")
+    assert (code, output) == (1, "")
+    assert f"{data}/users.new:2: hashed token must be" in errors
+    assert errors.endswith(": nothing has been changed\n") and contents(data) == before
+
+
+def test_a_symbolic_link_is_not_replaced(data):
+    (data / "users").rename(data / "elsewhere")
+    (data / "users").symlink_to("elsewhere")
+    code, output, errors = command("user", "add", "--data", data, "carol")
+    assert (code, output) == (1, "") and "cannot change users" in errors
+    assert (data / "users").is_symlink() and (data / "elsewhere").read_bytes().decode() == ODD_USERS
+    assert not (data / "users.new").exists()
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    for name in (("user", "add", "x"), ("users", "import"), ("rooms", "import")):
+        code, output, errors = command(*name, "--data", tmp_path / "none")
+        assert (code, output) == (1, "") and errors.endswith(": No such file or directory\n")
+
+
+def test_a_token_that_cannot_be_printed_can_be_revoked(data):
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = run("user", "add", "--data", data, "carol", stdout=full)
+    assert done.returncode == 1 and "No space left" in done.stderr
+    hashed = (data / "users").read_text().split()[-1]
+    assert f"roomkeyd: {hashed}: revoke this token" in done.stderr
+    assert command("user", "revoke", "--data", data, "carol", hashed)[0] == 0
+
+
+@pytest.mark.parametrize("text", [ALICE_TOKEN, ALICE_TOKEN + "\n"])
+def test_hash_token(text):
+    assert command("hash-token", text=text) == (0, HASH + "\n", "")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "two\nlines\n", "a\n\n"])
+def test_hash_token_of_what_is_none(text):
+    code, output, errors = command("hash-token", text=text)
+    assert (code, output) == (1, "") and "not a token" in errors
+
+
+# ---- users import, rooms import ----------------------------------------------------------------
+
+
+def test_users_import(data, serve):
+    text = lines(user(ALICE, ALICE_TOKEN), user(BOB, "b1", "b2"), {"_id": "rocket.cat"},
+                 user("nobody"), {"_id": "app", "services": {"resume": {}}})
+    assert command("users", "import", "--data", data, text=text) == (
+        0, "users: 3 lines, 0 passed over\n", "")
+    assert (data / "users").read_text() == (
+        f"{ALICE} {HASH}\n{BOB} {hash_token('b1')}\n{BOB} {hash_token('b2')}\n")
+    server = serve.launch(users=None).wait_ready()
+    assert server.info("r").status == 200
+
+
+def test_users_that_cannot_be_held_are_told_of(data):
+    wrong = user("carol", "x")
+    wrong["services"]["resume"]["loginTokens"][0]["hashedToken"] = "short"
+    text = lines(user("a b", "x"), user(ALICE, ALICE_TOKEN), {"_id": {"$oid": "0123"}}, wrong)
+    text += '{"_id":"\\ud800"}\n'
+    code, output, errors = command("users", "import", "--data", data, text=text)
+    assert (code, output) == (0, "users: 1 lines, 4 passed over\n")
+    assert re.findall(r"line (\d+) is passed over", errors) == ["1", "3", "4", "5"]
+    assert (data / "users").read_text() == f"{ALICE} {HASH}\n"
+
+
+def test_rooms_import(data):
+    text = lines(
+        subscription("P", "u2"), room("GENERAL", "c"), subscription("GENERAL", "u1"),
+        room("P", "p"), room("D", "d"), subscription("P", "u1"), subscription("D", "u1"),
+        subscription("D", "u2"), room("P1", "p"), subscription("P", "u1"), room("P1", "p"),
+        room("L", "l"), subscription("L", "u1"), room("V", "voip"),
+    )
+    code, output, errors = command("rooms", "import", "--data", data, text="\n" + text + " \n")
+    assert (code, output, errors) == (0, "rooms: 4 lines, 5 passed over\n", "")
+    assert (data / "rooms").read_text() == "D d u1 u2\nGENERAL c\nP p u1 u2\nP1 p\n"
+
+
+def test_rooms_that_cannot_be_held_are_told_of(data):
+    text = lines(room("*", "c"), room("a b", "p"), room("#x", "c"), room("r" * 256, "p"),
+                 room("P", "p"), subscription("P", "u v"), subscription("P", "-"), room("\0", "c"))
+    code, output, errors = command("rooms", "import", "--data", data, text=text)
+    assert (code, output) == (0, "rooms: 1 lines, 7 passed over\n")
+    assert re.findall(r"line (\d+) is passed over", errors) == list("1234678")
+    assert (data / "rooms").read_text() == "P p\n"
+
+
+def test_rooms_import_against_a_model(tmp_path):
+    """Rooms whose names begin alike, in any order, against dictionaries."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    names = ["".join(rng.choices("ab\x01!~ü", k=rng.randint(1, 4))) for _ in range(60)]
+    kinds = {name: rng.choice("cpdl") for name in names[:40]}
+    said, members = [room(name, kind) for name, kind in kinds.items()], {}
+    for _ in range(400):
+        rid, member = rng.choice(names), rng.choice(names)
+        members.setdefault(rid, set()).add(member.encode())
+        said.append(subscription(rid, member))
+    rng.shuffle(said)
+    write_data(tmp_path / "data")
+    assert command("rooms", "import", "--data", tmp_path / "data", text=lines(*said))[0] == 0
+    written = (tmp_path / "data/rooms").read_bytes().splitlines()
+    expected = [b" ".join([name.encode(), kind.encode(),
+                           *([] if kind == "c" else sorted(members.get(name, ())))])
+                for name, kind in kinds.items() if kind != "l"]
+    assert sorted(written) == sorted(expected)
+
+
+REFUSED = {
+    "nothing": ("", "nothing to import"),
+    "blank": ("\n \n", "nothing to import"),
+    "no JSON": ('{"_id":"x","t":"c"}\n{"_id":\n', "line 2: "),
+    "no object": ("[1]\n", "line 1: not a JSON object"),
+    "an array": ('[{"_id":"x","t":"c"}]\n', "line 1: not a JSON object"),
+    "cut": ('{"_id":"x","t":"c"}\n{"_id":"y","t":"c', "line 2: unexpected end"),
+}
+
+
+@pytest.mark.parametrize("name", ["users", "rooms"])
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_import_that_is_refused_changes_nothing(data, name, what):
+    before = contents(data)
+    text, why = REFUSED[what]
+    code, output, errors = command(name, "import", "--data", data, text=text)
+    assert (code, output) == (1, "") and why in errors
+    assert contents(data) == before
+
+
+@pytest.mark.parametrize("text, why", [
+    (lines(room("P", "p"), room("P", "c")), "P 0 c: a room of two types"),
+    (lines(room("P", "p"), {"_id": "x"}), "line 2: neither a room"),
+    (lines(room("P", "p"), {"_id": "x", "rid": "P"}), "line 2: neither a room"),
+    (lines(room("P", "p"), {"_id": "x", "rid": 1, "u": {"_id": "u"}}), "line 2: neither a room"),
+])
+def test_rooms_that_are_none(data, text, why):
+    before = contents(data)
+    code, output, errors = command("rooms", "import", "--data", data, text=text)
+    assert (code, output) == (1, "") and why in errors and contents(data) == before
+
+
+def test_a_hundred_thousand_rooms(tmp_path):
+    """In the time that a sort takes, not its square."""
+    text = "".join(f'{{"_id":"s","rid":"room{i}","u":{{"_id":"u{i % 7}"}}}}\n'
+                   f'{{"_id":"room{i}","t":"p"}}\n' for i in range(100_000))
+    write_data(tmp_path / "data")
+    began = time.monotonic()
+    done = subprocess.run([binary("ROOMKEYD_RELEASE"), "rooms", "import", "--data", tmp_path / "data"],
+                          input=text, text=True, capture_output=True, check=True, timeout=TIMEOUT_S)
+    assert done.stdout == "rooms: 100000 lines, 0 passed over\n"
+    assert time.monotonic() - began < 10
+
+
+# ---- what fails --------------------------------------------------------------------------------
+
+CHANGES = {
+    "add": (("user", "add", "carol"), ""),
+    "revoke": (("user", "revoke", BOB), ""),
+    "users": (("users", "import"), lines(*(user(f"u{i}", "t") for i in range(900)))),
+    "rooms": (("rooms", "import"), lines(*(room(f"room number {i}".replace(" ", "-"), "c")
+                                           for i in range(9000)))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_full_disk_changes_nothing(tmp_path, change):
+    arguments, text = CHANGES[change]
+    with mounted(tmp_path / "disk", SMALL_DISK) as disk:
+        write_data(disk / "data", ODD_USERS)
+        fill(disk)
+        before = contents(disk / "data")
+        code, output, errors = command(*arguments, "--data", disk / "data", text=text)
+        assert (code, output) == (1, "") and "No space left on device" in errors
+        assert contents(disk / "data") == before
+        (disk / "filler").unlink()
+        if change in ("add", "revoke"):
+            assert command(*arguments, "--data", disk / "data", text=text)[0] == 0
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_at_its_size_limit_changes_nothing(data, change):
+    arguments, text = CHANGES[change]
+    before = contents(data)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))
+    code, output, errors = command(*arguments, "--data", data, text=text, preexec_fn=limit)
+    assert (code, output) == (1, "") and "File too large" in errors
+    assert contents(data) == before
+
+
+@pytest.mark.parametrize("call", ["fsync:error=EIO:when=1", "fsync:error=EIO:when=2",
+                                  "rename,renameat,renameat2:error=EIO", "fchown:error=EPERM",
+                                  "fchmod:error=EPERM", "getrandom:error=ENOSYS", "flock:error=ENOLCK"])
+def test_a_call_that_fails_prints_no_token(data, call):
+    before = contents(data)
+    options = os.environ.get("ASAN_OPTIONS", "")
+    done = subprocess.run(
+        [tool("strace", "strace"), "-qq", "-o", os.devnull, "-e", f"trace={call.split(':')[0]}",
+         "-e", f"inject={call}", binary("ROOMKEYD_RELEASE"), "user", "add", "--data", data, "carol"],
+        capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+        env={**os.environ, "ASAN_OPTIONS": f"{options}:detect_leaks=0"})
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("roomkeyd: ")
+    after = contents(data)
+    if "when=2" in call:  # the directory's: the file has been replaced, but may come back
+        assert after.pop("users") != before.pop("users")
+    after.pop("users.new", None) if "flock" in call else None  # which may be somebody's
+    assert after == before
+
+
+@pytest.mark.parametrize("arguments", [
+    ("user",), ("users",), ("rooms", "export"), ("user", "add"), ("user", "add", "a", "b"),
+    ("user", "revoke"), ("user", "revoke", "a", "b", "c"), ("users", "import", "file"),
+    ("user", "add", "a", "--salvage", "x"), ("hash-token", "token"), ("hash-token", "--data", "x"),
+    ("rooms", "import", "--data"),
+])
+def test_bad_usage(arguments):
+    code, output, errors = command(*arguments)
+    assert (code, output) == (2, "") and f"usage: roomkeyd {arguments[0]}" in errors
+
+
+@pytest.mark.parametrize("name", ["user add", "user revoke", "users import", "rooms import",
+                                  "hash-token", "user", "users", "rooms"])
+def test_help(name):
+    code, output, errors = command(*name.split(), "--help")
+    assert (code, errors) == (0, "") and output.startswith(f"usage: roomkeyd {name}")
