@@ -68,7 +68,8 @@ static void put_family(struct metrics *metrics, const char *name, const char *ty
 }
 
 static void put_value(struct metrics *metrics, const char *name, const char *help, uint64_t value) {
-    put_family(metrics, name, strstr(name, "_total") ? "counter" : "gauge", help);
+    bool is_total = strcmp(name + strlen(name) - strlen("_total"), "_total") == 0;
+    put_family(metrics, name, is_total ? "counter" : "gauge", help);
     put(metrics, "%s " NUMBER "\n", name, value);
 }
 
