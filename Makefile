@@ -15,7 +15,7 @@ PYTHON  ?= /usr/bin/python3
 MUSL    ?= $(shell command -v musl-gcc)
 
 VERSION  := 0.1.0
-MODULES  := main admin conn listen http api json access store log table sha256
+MODULES  := main admin conn listen access_log http api json metrics access store log table sha256
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(WERROR)
 LANGUAGE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 -pthread \
             -DROOMKEYD_VERSION='"$(VERSION)"' -idirafter $(JSMN) -MMD -MP
@@ -52,7 +52,7 @@ static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static fuzz cover cover-quick
 FUZZED   := http json request access log
-UNITS    := sha256 table access access_work http json api store listen
+UNITS    := sha256 table access access_work http json api metrics store listen
 TIMED    := access api
 
 .PHONY: all static install uninstall test units corpus server fuzz test-ecosystem torture torture-timed torture-short \
@@ -82,7 +82,7 @@ build/$(1)/tests/%: build/$(1)/tests/%.o $$(filter-out build/$(1)/main.o,$$($(1)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_$$*) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
 
 # api.c alone with the parser: the test plays the store and the access files itself.
-build/$(1)/tests/test_api: build/$(1)/tests/test_api.o $$(patsubst %,build/$(1)/%.o,http api json)
+build/$(1)/tests/test_api: $$(patsubst %,build/$(1)/%.o,tests/test_api http api json metrics)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_test_api) $$($(1)_LDFLAGS) $$(LDFLAGS) -lcmocka -o $$@
 
 # access.c inside the test, which counts the work of every function.
@@ -107,7 +107,7 @@ build/$(1)/tests/large_log: $$(patsubst %,build/$(1)/%.o,tests/large_log store l
 build/$(1)/fuzz_%: build/$(1)/tests/fuzz_%.o $$(if $$(filter fuzz,$(1)),,build/$(1)/tests/fuzz_main.o)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$($(1)_LDFLAGS) $$(LDFLAGS) -ljansson -o $$@
 build/$(1)/fuzz_http: $$(patsubst %,build/$(1)/%.o,http llhttp/api llhttp/http llhttp/llhttp)
-build/$(1)/fuzz_json build/$(1)/fuzz_request: $$(patsubst %,build/$(1)/%.o,http api json)
+build/$(1)/fuzz_json build/$(1)/fuzz_request: $$(patsubst %,build/$(1)/%.o,http api json metrics)
 build/$(1)/fuzz_log: $$(patsubst %,build/$(1)/%.o,store log table)
 build/$(1)/fuzz_access: $$(patsubst %,build/$(1)/%.o,access table sha256)
 
@@ -131,8 +131,8 @@ WRAP_test_store  := $(call wrap,pwrite64 pread64 fdatasync fsync ftruncate64 ope
                     flock eventfd pthread_create getrandom malloc calloc realloc)
 WRAP_faults      := $(call wrap,pwrite64 pread64 read fdatasync fsync ftruncate64 open64 openat64 renameat \
                     unlinkat unlink flock fstat64 lstat64 eventfd eventfd_write epoll_create1 epoll_ctl \
-                    epoll_wait socket setsockopt bind listen getsockname connect accept4 recv send \
-                    shutdown pthread_create getrandom malloc calloc realloc reallocarray)
+                    epoll_wait socket setsockopt bind listen getsockname getpeername connect accept4 recv send \
+                    shutdown write pthread_create getrandom malloc calloc realloc reallocarray)
 WRAP_test_access_work := $(call wrap,sha256 table_hash table_find table_next)
 WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 open64 openat64 renameat unlinkat)
 WRAP_test_access := $(call wrap,malloc calloc realloc reallocarray read getrandom table_hash)

@@ -47,6 +47,7 @@ enum reply_id {
     REPLY_REFUSED, /* variable text: WHY; the status varies too */
     REPLY_HEALTHY,
     REPLY_UNHEALTHY,
+    REPLY_METRICS, /* the body is the metrics' */
 };
 
 struct reply_text {
@@ -100,6 +101,7 @@ static const struct reply_text replies[] = {
     [REPLY_REFUSED]       = {400, JSON(FAILURE, "\"}")},
     [REPLY_HEALTHY]       = {200, PLAIN("ok")},
     [REPLY_UNHEALTHY]     = {503, PLAIN("storage failed")},
+    [REPLY_METRICS]       = {200, false, TEXT("text/plain; version=0.0.4"), TEXT(""), TEXT("")},
 };
 /* clang-format on */
 
@@ -111,6 +113,7 @@ static void reply_start(struct api_reply *reply, enum reply_id id) {
                                       .body = text->before,
                                       .is_private = text->is_private};
     reply->ticket = 0;
+    reply->exists = id == REPLY_KEY_EXISTS;
 }
 
 /* Adds to a body in .scratch. What has no room is cut off; only an overlong WHY could be. */
@@ -162,7 +165,6 @@ struct argument {
 
 struct set_call {
     struct json json; /* the body */
-    struct slice user;
     struct argument room, key;
     enum json_type type; /* REPLY_MATCH_ERROR: of what should be a string */
 };
@@ -181,7 +183,7 @@ static void read_member(struct json *json, struct slice name, struct argument *a
 static enum reply_id set_key_id(struct api *api, struct set_call *call, uint64_t *ticket) {
     call->type = call->room.type != JSON_STRING ? call->room.type : call->key.type;
     if (call->type != JSON_STRING) return REPLY_MATCH_ERROR;
-    struct store_record record = {call->user, call->room.text, call->key.text};
+    struct store_record record = {api->user, call->room.text, call->key.text};
     if (!slice_is_id(record.room) || access_room_type(api->access, record.room, record.user) == 0)
         return REPLY_INVALID_ROOM;
     if (!slice_is_id(record.key)) return REPLY_INVALID_KEY_ID;
@@ -213,13 +215,15 @@ static bool has_json_type(const struct http_request *request) {
     return fields == 1 && http_equal_ignoring_case(type, SLICE("application/json"));
 }
 
-/* Whether the request proves who sends it; *user is who. */
-static bool authenticate(const struct api *api, const struct http_request *request,
-                         struct slice *user) {
-    struct slice token;
-    return http_field(request, "x-user-id", user) == 1 &&
-           http_field(request, "x-auth-token", &token) == 1 &&
-           access_knows_user(api->access, *user, token);
+/* Whether the request proves who sends it: api->user. */
+static bool authenticate(struct api *api, const struct http_request *request) {
+    struct slice user, token;
+    if (http_field(request, "x-user-id", &user) != 1 ||
+        http_field(request, "x-auth-token", &token) != 1 ||
+        !access_knows_user(api->access, user, token))
+        return false;
+    api->user = user;
+    return true;
 }
 
 static enum reply_id read_json(struct json *json, struct slice text) {
@@ -229,9 +233,9 @@ static enum reply_id read_json(struct json *json, struct slice text) {
 }
 
 /* What both doors begin with. REPLY_SUCCESS: the user is known, and json_free is due. */
-static enum reply_id read_body(const struct api *api, const struct http_request *request,
+static enum reply_id read_body(struct api *api, const struct http_request *request,
                                struct set_call *call) {
-    if (!authenticate(api, request, &call->user)) return REPLY_UNAUTHORIZED;
+    if (!authenticate(api, request)) return REPLY_UNAUTHORIZED;
     if (!has_json_type(request)) return REPLY_MEDIA_TYPE;
     return read_json(&call->json, request->body.n > 0 ? request->body : SLICE("{}"));
 }
@@ -322,7 +326,7 @@ static bool read_message(struct json *json, struct method_call *call) {
 }
 
 /* Reads a call. REPLY_SUCCESS: it names a method; its arguments point into the message. */
-static enum reply_id read_call(const struct api *api, const struct http_request *request,
+static enum reply_id read_call(struct api *api, const struct http_request *request,
                                struct method_call *call) {
     struct json *body = &call->set.json, json;
     enum reply_id id = read_body(api, request, &call->set);
@@ -376,6 +380,7 @@ static void answer_call(struct api *api, const struct http_request *request,
         reply_to_call(reply, id, &call);
     else
         reply_to_set(reply, id, &call.set);
+    reply->exists = id == REPLY_KEY_EXISTS;
     reply->ticket = ticket;
 }
 
@@ -428,11 +433,10 @@ static enum reply_id read_room_id(struct slice query, struct room *room) {
 
 static enum reply_id find_room(struct api *api, const struct http_request *request,
                                struct room *room) {
-    struct slice user;
-    if (!authenticate(api, request, &user)) return REPLY_UNAUTHORIZED;
+    if (!authenticate(api, request)) return REPLY_UNAUTHORIZED;
     enum reply_id id = read_room_id(request->query, room);
     if (id != REPLY_SUCCESS) return id;
-    room->type = slice_is_id(room->id) ? access_room_type(api->access, room->id, user) : 0;
+    room->type = slice_is_id(room->id) ? access_room_type(api->access, room->id, api->user) : 0;
     if (room->type == 0) return REPLY_ROOM_NOT_FOUND;
     room->key_size = 0;
     enum store_result result = store_get(api->store, room->id, room->key, &room->key_size);
@@ -486,6 +490,18 @@ struct slice api_origin(const struct api *api, const struct http_request *reques
     return (struct slice){NULL, 0};
 }
 
+/* ---- GET /metrics ---------------------------------------------------------------------------- */
+
+static void answer_metrics(struct api *api, const struct http_request *request,
+                           struct api_reply *reply) {
+    (void)request;
+    api->metrics->key_ids = store_key_ids(api->store);
+    api->metrics->log_bytes = store_log_bytes(api->store);
+    api->metrics->failed = store_has_failed(api->store);
+    reply_start(reply, REPLY_METRICS);
+    reply->http.body = metrics_text(api->metrics);
+}
+
 /* ---- Routes ---------------------------------------------------------------------------------- */
 
 typedef void handler(struct api *api, const struct http_request *request, struct api_reply *reply);
@@ -494,15 +510,17 @@ struct route {
     struct slice path;
     const char *allow;
     handler *get, *post; /* HEAD is a GET without its body (RFC 9110, section 9.3.2) */
+    uint8_t endpoint;
 };
 
 /* Paths are compared as they are sent: no client needs to write one of these with escapes. */
 static const struct route routes[] = {
-    {TEXT("/api/v1/e2e.setRoomKeyID"), "POST, OPTIONS", NULL, answer_set},
-    {TEXT("/api/v1/method.call/e2e.setRoomKeyID"), "POST, OPTIONS", NULL, answer_call},
-    {TEXT("/api/v1/rooms.info"), "GET, HEAD, OPTIONS", answer_info, NULL},
-    {TEXT("/healthz"), "GET, HEAD, OPTIONS", answer_health, NULL},
-    {TEXT("*"), "GET, HEAD, POST, OPTIONS", NULL, NULL}, /* the server itself */
+    {TEXT("/api/v1/e2e.setRoomKeyID"), "POST, OPTIONS", NULL, answer_set, AT_SET},
+    {TEXT("/api/v1/method.call/e2e.setRoomKeyID"), "POST, OPTIONS", NULL, answer_call, AT_CALL},
+    {TEXT("/api/v1/rooms.info"), "GET, HEAD, OPTIONS", answer_info, NULL, AT_INFO},
+    {TEXT("/healthz"), "GET, HEAD, OPTIONS", answer_health, NULL, AT_HEALTH},
+    {TEXT("/metrics"), "GET, HEAD, OPTIONS", answer_metrics, NULL, AT_METRICS},
+    {TEXT("*"), "GET, HEAD, POST, OPTIONS", NULL, NULL, AT_OTHER}, /* the server itself */
 };
 
 static const struct route *find_route(struct slice path) {
@@ -520,6 +538,8 @@ static handler *find_handler(const struct route *route, struct slice method) {
 
 void api_answer(struct api *api, const struct http_request *request, struct api_reply *reply) {
     const struct route *route = find_route(request->path);
+    if (route != NULL && route->endpoint == AT_METRICS && api->metrics == NULL) route = NULL;
+    api->user = SLICE("");
     handler *answer = route != NULL ? find_handler(route, request->method) : NULL;
     if (answer != NULL) {
         answer(api, request, reply);
@@ -530,12 +550,14 @@ void api_answer(struct api *api, const struct http_request *request, struct api_
         reply_start(reply, asks ? REPLY_OPTIONS : REPLY_METHOD_NOT_ALLOWED);
         reply->http.allow = route->allow;
     }
+    reply->endpoint = route != NULL ? route->endpoint : AT_OTHER;
     reply->http.head_only = slice_equal(request->method, SLICE("HEAD"));
 }
 
 void api_refuse(int status, const char *why, struct api_reply *reply) {
     reply_with(reply, REPLY_REFUSED, slice_of(why));
     reply->http.status = status;
+    reply->endpoint = AT_OTHER;
     reply->http.retry_after_s = status == 503 ? RETRY_AFTER_S : 0;
 }
 

@@ -6,10 +6,12 @@
 
 #include "access.h"
 #include "http.h"
+#include "metrics.h"
 #include "store.h"
 
 /* The longest body of a reply, in bytes: a call's ID and, twice, the name of a method that is not
- * here, every byte escaped as \\uXXXX: JSON in a string in JSON. */
+ * here, every byte escaped as \\uXXXX: JSON in a string in JSON. The one of /metrics is not in
+ * api_reply, and has METRICS_TEXT_BYTES. */
 #define API_MAX_BODY_BYTES (3 * 7 * ID_MAX_BYTES + 512)
 
 struct api {
@@ -17,13 +19,18 @@ struct api {
     struct store *store;         /* likewise */
     struct slice origins;        /* whose scripts may read replies: "*", or origins in lower case
                                     with commas between them; empty: nobody's */
+    struct metrics *metrics;     /* likewise; NULL: there is no /metrics */
+    struct slice user; /* after api_answer: who has proved to have sent the request, or empty */
 };
 
 struct api_reply {
-    struct http_reply
-        http;        /* its body is constant or in .scratch: it lives as long as this struct */
-    uint64_t ticket; /* what the reply rests on (store_set); 0: nothing, send it at once. If
-                               the ticket fails, api_storage_unavailable is the reply instead */
+    struct http_reply http; /* its body is constant, in .scratch or in the metrics: it lives until
+                               the next call */
+    uint64_t ticket;  /* what the reply rests on (store_set); 0: nothing, send it at once. If the
+                        ticket fails, api_storage_unavailable is the reply instead */
+    bool exists;      /* it refuses a set because the room has a key ID, or will have one with the
+                        ticket */
+    uint8_t endpoint; /* enum metrics_endpoint */
     char scratch[API_MAX_BODY_BYTES];
 };
 

@@ -23,7 +23,9 @@
  *      whoever was ready then has been served since. So a process that was stopped for a while, or
  *      that has more ready sockets than fit in a pass, does not punish its clients.
  *   3. A connection is freed only in the last phase: no event of a pass can point at freed memory.
- *   4. Buffers are bounded: less than one request in, OUT_LIMIT_BYTES and one reply out; an idle
+ *   4. A request is counted and logged once, when its reply is certain: with the status that the
+ *      client gets, or 499 if it has gone before the ticket of its set has settled.
+ *   5. Buffers are bounded: less than one request in, OUT_LIMIT_BYTES and one reply out; an idle
  *      connection has none.
  */
 #include "conn.h"
@@ -33,22 +35,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Deadlines, in milliseconds. A test build may shorten them. */
+/* Deadlines, in milliseconds. A test build shortens the first four. */
 #ifndef CONN_IDLE_MS
-#define CONN_IDLE_MS 75000 /* between requests: longer than the usual 60 s of a proxy's pool */
-#endif
-#ifndef CONN_HEAD_MS
-#define CONN_HEAD_MS 10000 /* from a request's first byte to the end of its head */
-#endif
-#ifndef CONN_BODY_MS
-#define CONN_BODY_MS 20000 /* from there to the end of its body: 64 KiB over a poor link */
-#endif
-#ifndef CONN_WRITE_MS
+#define CONN_IDLE_MS  75000 /* between requests: longer than the usual 60 s of a proxy's pool */
+#define CONN_HEAD_MS  10000 /* from a request's first byte to the end of its head */
+#define CONN_BODY_MS  20000 /* from there to the end of its body: 64 KiB over a poor link */
 #define CONN_WRITE_MS 20000 /* for a client to take the replies it asked for */
 #endif
-#ifndef CONN_LINGER_MS
 #define CONN_LINGER_MS 2000 /* for a client to see the end of the connection and close its own */
-#endif
 
 /* When the server stops: for a client that has just connected, and whose request is on its way. */
 #define CONN_LAST_CALL_MS 500
@@ -56,6 +50,7 @@
 #define OUT_LIMIT_BYTES 65536 /* of unsent replies; past them a connection is not parsed further */
 #define APPLY_PER_PASS                                                                             \
     16 /* requests of one connection, so that a long pipeline is not a long pass */
+#define CLIENT_GONE    499  /* nginx's status for a client that did not wait for the reply */
 #define IN_FIRST_BYTES 2048 /* of room in a connection's input buffer when it first needs one */
 
 /* Bytes received and not yet used up, with the state of their parsing. */
@@ -86,8 +81,10 @@ struct conn {
     struct slice origin;      /* of the last request: whose scripts may read its reply */
     uint64_t ticket;          /* what the last reply rests on, 0 if nothing */
     size_t reply_begin;       /* while there is a ticket: where that reply begins in the outbox */
-    struct inbox *in;         /* NULL when empty */
-    struct outbox *out;       /* NULL when empty */
+    struct metrics_request asked; /* of the last reply: what is counted once it is certain */
+    char *line;                   /* and logged; NULL when all are, or nothing is */
+    struct inbox *in;             /* NULL when empty */
+    struct outbox *out;           /* NULL when empty */
 };
 
 /* ------------------------------------------------------------------------ lists and buffers */
@@ -133,7 +130,22 @@ static void queue_write(struct conns *conns, struct conn *conn) {
     conns->to_write_end = &conn->next_queued;
 }
 
+/* The last reply is certain: it is counted and logged. */
+static void note(struct conns *conns, struct conn *conn) {
+    metrics_count(&conns->metrics, &conn->asked);
+    if (!conns->log.path) return;
+    access_log_add(&conns->log, conn->line, conn->asked.status, conn->asked.body_bytes);
+    conns->metrics.lines_dropped = conns->log.dropped;
+    free(conn->line);
+    conn->line = NULL;
+}
+
 static void close_conn(struct conns *conns, struct conn *conn) {
+    if (conn->ticket) {
+        conn->asked.status = CLIENT_GONE;
+        conn->asked.body_bytes = 0;
+        note(conns, conn);
+    }
     conn->ticket = 0; /* what it stands for happens all the same; nobody is there to be told */
     enter(conns, conn, CONN_CLOSED);
 }
@@ -184,6 +196,9 @@ static const char *current_date(struct conns *conns) {
 /* Adds the reply in conns->reply. */
 static void add_reply(struct conns *conns, struct conn *conn) {
     struct http_reply *reply = &conns->reply.http;
+    conn->asked.exists = conns->reply.exists;
+    conn->asked.status = (uint16_t)reply->status;
+    conn->asked.body_bytes = reply->head_only ? 0 : (uint32_t)reply->body.n;
     char *to = reserve_out(conns, conn, HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n);
     if (!to) return;
     reply->close = conn->closing;
@@ -195,11 +210,22 @@ static void add_reply(struct conns *conns, struct conn *conn) {
     queue_write(conns, conn);
 }
 
+/* Adds the reply to a request, or to what is none (NULL), and sees to it that it is noted. */
+static void reply_to(struct conns *conns, struct conn *conn, const struct http_request *request) {
+    conn->asked.endpoint = conns->reply.endpoint;
+    conn->asked.begun_us = conns->now_us;
+    if (conns->log.path)
+        conn->line = access_log_line(conn->source.fd, request,
+                                     request ? conns->api.user : SLICE(""), current_date(conns));
+    add_reply(conns, conn);
+    if (!conn->ticket) note(conns, conn);
+}
+
 /* Ends a connection with an error reply. */
 static void refuse(struct conns *conns, struct conn *conn, int status, const char *why) {
     api_refuse(status, why, &conns->reply);
     conn->closing = true;
-    add_reply(conns, conn);
+    reply_to(conns, conn, NULL);
 }
 
 /* ------------------------------------------------------------------------ phase: read */
@@ -219,7 +245,7 @@ static void answer(struct conns *conns, struct conn *conn, const struct http_req
     conn->closing =
         !request->keep_alive || (conns->is_draining && is_last && !has_more_to_receive(conn));
     conns->reply.http.confirm_keep_alive = request->is_http10 && !conn->closing;
-    add_reply(conns, conn);
+    reply_to(conns, conn, request);
 }
 
 static bool may_apply(const struct conn *conn) {
@@ -376,6 +402,7 @@ static void settle(struct conns *conns, struct conn *conn, bool ok) {
         conn->out->end = conn->reply_begin;
         add_reply(conns, conn);
     }
+    note(conns, conn);
     if (conn->state != CONN_CLOSED) enter(conns, conn, CONN_IDLE);
     if (conn->has_input) apply_and_keep(conns, conn, conn->in);
     queue_write(conns, conn);
@@ -509,6 +536,7 @@ unsigned conns_free_closed(struct conns *conns) {
         freed++;
     }
     conns->count -= freed;
+    conns->metrics.connections = conns->count;
     return freed;
 }
 
@@ -544,7 +572,8 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
     conn->is_refusal = is_refusal;
     conn->origin = api_origin(&conns->api, NULL);
     list_append(&conns->lists[CONN_IDLE], conn);
-    conns->count++;
+    conns->metrics.connections = ++conns->count;
+    conns->metrics.accepted++;
     conns->refusal_count += is_refusal;
     if (!source_watch(conns->epoll_fd, &conn->source, EPOLL_CTL_ADD, EPOLLIN))
         close_conn(conns, conn);

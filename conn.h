@@ -6,6 +6,7 @@
 #ifndef CONN_H
 #define CONN_H
 
+#include "access_log.h"
 #include "api.h"
 
 #include <sys/epoll.h>
@@ -41,9 +42,9 @@ struct conn_list {
 struct conns {
     int epoll_fd;
     struct api api;
-    int64_t now_ms;     /* a monotonic clock just after the last wait for events */
-    int64_t horizon_ms; /* who was ready at this moment has been reported since */
-    bool is_draining;   /* persist no more */
+    int64_t now_us, now_ms; /* a monotonic clock just after the last wait for events */
+    int64_t horizon_ms;     /* who was ready at this moment has been reported since */
+    bool is_draining;       /* persist no more */
 
     unsigned count, refusal_count;
     struct conn_list lists[CONN_STATES];
@@ -52,7 +53,9 @@ struct conns {
     char date[HTTP_DATE_BYTES];
     time_t date_s;
     struct api_reply reply; /* the one being made */
-    struct inbox *scratch;  /* takes what a recv brings; only a rest of it moves to a connection */
+    struct metrics metrics;
+    struct access_log log;
+    struct inbox *scratch; /* takes what a recv brings; only a rest of it moves to a connection */
 };
 
 /* Makes an empty set. Returns 0, or -1 when memory is short. conns_free closes every connection. */

@@ -325,6 +325,11 @@ unsigned http_field(const struct http_request *request, const char *name, struct
     return count;
 }
 
+struct slice http_request_line(const struct http_request *request) {
+    size_t end = request->_target + request->_target_len + sizeof " HTTP/1.1" - 1;
+    return (struct slice){request->_base + request->_method, end - request->_method};
+}
+
 /* RFC 9112, 3.2: a host twice is how two servers are made to serve two different hosts. */
 static enum step judge_host(struct http_request *request) {
     struct slice host;

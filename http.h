@@ -89,6 +89,9 @@ enum http_progress http_parse(struct http_request *request, char *buffer, size_t
  * one's value without the white space around it, or an empty slice. Trailers are not among them. */
 unsigned http_field(const struct http_request *request, const char *name, struct slice *value);
 
+/* The request line of a complete request, as sent, without its end. */
+struct slice http_request_line(const struct http_request *request);
+
 /* Whether a and b are the same but for the case of ASCII letters. */
 bool http_equal_ignoring_case(struct slice a, struct slice b);
 

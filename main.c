@@ -7,7 +7,7 @@
  *
  *     wait -> collect -> accept -> read -> deadlines -> hand over -> write -> close
  *      |         |          |       |          |            |           |        `- free the closed
- *      |         |          |       |          |            |           `- send what may be sent
+ *      |         |          |       |          |            |           `- send, and log what was asked
  *      |         |          |       |          |            `- the open batch to the committer
  *      |         |          |       |          `- 408 or close for those who were not ready
  *      |         |          |       `- receive, parse, apply; replies gather per connection
@@ -26,12 +26,14 @@
  */
 #include "access.h"
 #include "admin.h"
+#include "clock.h"
 #include "conn.h"
 #include "listen.h"
 #include "store.h"
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -76,6 +78,8 @@ struct options {
     int listen_count;
     const char *cors; /* "*", origins, or "" */
     unsigned max_connections;
+    const char *access_log;
+    bool has_no_metrics;
 };
 
 struct server {
@@ -94,14 +98,6 @@ struct server {
     struct access *access;
     struct reload reload;
 };
-
-static int64_t monotonic_us(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
-}
-
-static int64_t monotonic_ms(void) { return monotonic_us() / 1000; }
 
 /* Tells the service manager that started this process (sd_notify(3)); where there is none, nobody.
  * What it does not take at once is lost: it is news of the service, not the service. */
@@ -189,7 +185,7 @@ static void *reload_main(void *argument) {
  * than its signal, reads the same clock. */
 static void notify_reloading(void) {
     char news[64];
-    snprintf(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=%" PRId64, monotonic_us());
+    snprintf(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=%" PRId64, clock_us());
     notify(news);
 }
 
@@ -250,6 +246,8 @@ static int sleep_ms(struct server *server, int64_t now_ms) {
         wake_ms = server->drain_until_ms;
     if (server->reload.is_running && now_ms + RELOAD_RECHECK_MS < wake_ms)
         wake_ms = now_ms + RELOAD_RECHECK_MS;
+    if (server->conns.log.size > 0 && now_ms + ACCESS_LOG_RETRY_MS < wake_ms)
+        wake_ms = now_ms + ACCESS_LOG_RETRY_MS;
     if (wake_ms == INT64_MAX) return -1;
     return wake_ms <= now_ms ? 0 : (int)(wake_ms - now_ms);
 }
@@ -269,13 +267,14 @@ static void move_horizon(struct server *server, int64_t asked_ms, int n) {
 
 /* The only place that sleeps. Returns the number of events. */
 static int wait_for_events(struct server *server, struct epoll_event *events) {
-    int64_t asked_ms = monotonic_ms();
+    int64_t asked_ms = clock_us() / 1000;
     int n = epoll_wait(server->conns.epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server, asked_ms));
     if (n < 0 && errno != EINTR) {
         fprintf(stderr, "roomkeyd: epoll_wait: %s\n", strerror(errno));
         abort(); /* EBADF, EFAULT or EINVAL: a defect of this program */
     }
-    server->conns.now_ms = monotonic_ms();
+    server->conns.now_us = clock_us();
+    server->conns.now_ms = server->conns.now_us / 1000;
     if (n < 0) return 0; /* a debugger, and nobody was asked */
     move_horizon(server, asked_ms, n);
     return n;
@@ -283,15 +282,19 @@ static int wait_for_events(struct server *server, struct epoll_event *events) {
 
 static void collect_commits(struct server *server) {
     struct store_settled settled;
-    if (store_collect(server->store, &settled)) conns_settle(&server->conns, &settled);
+    if (!store_collect(server->store, &settled)) return;
+    if (settled.sets > 0)
+        metrics_count_commit(&server->conns.metrics, settled.sets, settled.commit_us);
+    conns_settle(&server->conns, &settled);
 }
 
 static void handle_signals(struct server *server) {
     struct signalfd_siginfo signal;
     while (read(server->signal_source.fd, &signal, sizeof signal) == (ssize_t)sizeof signal) {
-        if (signal.ssi_signo == SIGHUP)
+        if (signal.ssi_signo == SIGHUP) {
+            access_log_open(&server->conns.log);
             start_reload(server);
-        else if (!server->conns.is_draining)
+        } else if (!server->conns.is_draining)
             start_draining(server);
         else
             _exit(1); /* asked twice: at once. What was acknowledged is on disk. */
@@ -335,6 +338,7 @@ static void run(struct server *server) {
         conns_check_deadlines(&server->conns);
         store_hand_over(server->store);
         conns_write(&server->conns);
+        access_log_write(&server->conns.log);
         if (conns_free_closed(&server->conns) > 0 && server->is_resting) wake_listeners(server);
     }
 }
@@ -449,7 +453,13 @@ static int start(struct server *server) {
         fprintf(stderr, "roomkeyd: %s\n", why);
         return -1;
     }
-    conns->api = (struct api){server->access, server->store, slice_of(server->options.cors)};
+    conns->api = (struct api){.access = server->access,
+                              .store = server->store,
+                              .origins = slice_of(server->options.cors)};
+    if (!server->options.has_no_metrics) conns->api.metrics = &conns->metrics;
+    conns->metrics.start_s = (uint64_t)time(NULL);
+    conns->log.path = server->options.access_log;
+    if (access_log_open(&conns->log) < 0) return -1;
     conns->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     server->store_source = (struct source){SOURCE_STORE, store_event_fd(server->store)};
     server->reload.dir = server->options.dir;
@@ -467,6 +477,7 @@ static int start(struct server *server) {
 static bool stop(struct server *server) {
     close_listeners(server);
     conns_free(&server->conns);
+    access_log_write(&server->conns.log);
     if (server->reload.is_running) {
         pthread_join(server->reload.thread, NULL);
         access_free(server->reload.access);
@@ -508,7 +519,7 @@ static int serve(const struct options *options) {
 
 static const char USAGE[] =
     "usage: roomkeyd [serve] [--listen ADDR]... [--data DIR] [--max-connections N]\n"
-    "                        [--cors ORIGIN,...]\n"
+    "                        [--cors ORIGIN,...] [--access-log FILE|-] [--no-metrics]\n"
     "       roomkeyd check|export|import|hash-token|health [--help] ...\n"
     "       roomkeyd user add|user revoke|users import|rooms import [--help] ...\n";
 
@@ -524,10 +535,12 @@ static const char HELP[] =
     "                        descriptor limit leaves)\n"
     "  --cors ORIGIN,...     lets scripts of web pages from there call: https://HOST[:PORT], or *\n"
     "                        for any (default none)\n"
+    "  --access-log FILE     a line for each request, Combined Log Format (-: standard output)\n"
+    "  --no-metrics          no GET /metrics\n"
     "  --help, --version     print this, or the version, and exit\n"
     "\n"
     "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
-    "and rooms. Exit code: 0 stopped, 1 could not start or the disk failed, 2 bad usage.\n";
+    "and rooms, reopens the access log. Exit: 0 stopped, 1 no start or failed disk, 2 bad usage.\n";
 
 __attribute__((format(printf, 1, 2))) static int usage_error(const char *format, ...) {
     va_list args;
@@ -572,12 +585,17 @@ int main(int argc, char **argv) {
         {"data", required_argument, NULL, 'd'},
         {"max-connections", required_argument, NULL, 'm'},
         {"cors", required_argument, NULL, 'c'},
+        {"access-log", required_argument, NULL, 'a'},
+        {"no-metrics", no_argument, NULL, 'n'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
         {0},
     };
     struct options options = {.dir = "data", .cors = "", .max_connections = CONNECTIONS_DEFAULT};
     int option, error = 0;
+    /* A closed one of these would become a file of ours, and what is printed would go there. */
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/", O_PATH) < 0) return 1;
     if (argc > 1 && admin_has(argv[1])) return admin_run(argc - 1, argv + 1);
     opterr = 0;
     while (!error && (option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
@@ -586,6 +604,8 @@ int main(int argc, char **argv) {
         case 'd': options.dir = optarg; break;
         case 'c': error = read_cors(optarg, &options); break;
         case 'm': error = read_max_connections(optarg, &options); break;
+        case 'a': options.access_log = optarg; break;
+        case 'n': options.has_no_metrics = true; break;
         case 'h': printf("%s%s", USAGE, HELP); return 0;
         case 'v': printf("roomkeyd %s\n", ROOMKEYD_VERSION); return 0;
         default:

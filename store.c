@@ -53,6 +53,7 @@
  * match in the index, which may meet a page that is not in memory.
  */
 #include "store.h"
+#include "clock.h"
 #include "log.h"
 #include "table.h"
 
@@ -93,6 +94,7 @@ struct batch {
     struct entry *entries;
     size_t entry_count, entry_capacity;
     struct table index; /* hash of a room -> file offset of its line */
+    int64_t commit_us;  /* how long its write and sync took */
 };
 
 /* How a commit ended. */
@@ -109,8 +111,9 @@ struct store {
     struct table_key key;
     struct table durable; /* hash of a room -> file offset of its line, which is on disk */
 
-    bool failed; /* DISK_FAILED has happened */
-    bool sealed; /* the last line is a seal, or could not be one; nothing to certify */
+    uint64_t log_bytes; /* the end of what is on disk and collected */
+    bool failed;        /* DISK_FAILED has happened */
+    bool sealed;        /* the last line is a seal, or could not be one; nothing to certify */
     bool read_failure_told;
     int64_t last_set_ms; /* when store_tick last saw one on its way */
 
@@ -385,7 +388,7 @@ static int replay_log(struct store *store, struct log_failure why) {
                  strerror(errno));
         goto out;
     }
-    store->open->start = store->open->base = replay.end;
+    store->open->start = store->open->base = store->log_bytes = replay.end;
     store->sealed = replay.last_is_seal;
     result = 0;
 out:
@@ -466,7 +469,9 @@ static void *committer_main(void *argument) {
         if (!batch) break;
         pthread_mutex_unlock(&store->lock);
 
+        int64_t begun_us = clock_us();
         enum outcome outcome = commit(store, batch);
+        batch->commit_us = clock_us() - begun_us;
 
         pthread_mutex_lock(&store->lock);
         while (store->settled) pthread_cond_wait(&store->work, &store->lock);
@@ -694,7 +699,7 @@ int store_event_fd(const struct store *store) { return store->event_fd; }
 static void abandon_settled(struct store *store, struct store_settled *settled) {
     struct batch *batch = store->settled, *open = store->open;
     store->failed = store->failed || store->outcome == DISK_FAILED;
-    *settled = (struct store_settled){.up_to = open->number, .ok = false};
+    *settled = (struct store_settled){open->number, false, batch->entry_count, batch->commit_us};
     abandon(store, batch);
     abandon(store, open);
     open->number++;
@@ -712,7 +717,9 @@ bool store_collect(struct store *store, struct store_settled *settled) {
         pthread_mutex_unlock(&store->lock); /* its bytes and entries are at rest */
         for (size_t i = 0; i < batch->entry_count; i++)
             table_insert(&store->durable, batch->entries[i].hash, batch->entries[i].offset);
-        *settled = (struct store_settled){.up_to = batch->number, .ok = true};
+        *settled =
+            (struct store_settled){batch->number, true, batch->entry_count, batch->commit_us};
+        store->log_bytes = batch->start + batch->size;
         reset_batch(batch);
         pthread_mutex_lock(&store->lock);
     } else if (batch) {
@@ -743,6 +750,10 @@ int store_tick(struct store *store, int64_t now_ms) {
 }
 
 bool store_has_failed(const struct store *store) { return store->failed; }
+
+uint64_t store_key_ids(const struct store *store) { return store->durable.count; }
+
+uint64_t store_log_bytes(const struct store *store) { return store->log_bytes; }
 
 /* Waits until the committer has nothing to do, and collects. */
 static void settle(struct store *store) {

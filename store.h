@@ -63,8 +63,10 @@ void store_hand_over(struct store *store);
 int store_event_fd(const struct store *store);
 
 struct store_settled {
-    uint64_t up_to; /* all unsettled tickets up to this one have settled */
-    bool ok;        /* durable; otherwise failed: nothing that rested on them happened */
+    uint64_t up_to;    /* all unsettled tickets up to this one have settled */
+    bool ok;           /* durable; otherwise failed: nothing that rested on them happened */
+    uint64_t sets;     /* in the batch that was tried; 0: it was a seal */
+    int64_t commit_us; /* how long that took, write and sync */
 };
 
 /* Collects what the committer finished. Returns whether there was something. Never blocks. */
@@ -77,6 +79,10 @@ int store_tick(struct store *store, int64_t now_ms);
 
 /* Whether sets are refused until the directory is opened again, because the disk failed. */
 bool store_has_failed(const struct store *store);
+
+/* How many rooms have a key ID that is on disk, and how long the log is that says so, in bytes. */
+uint64_t store_key_ids(const struct store *store);
+uint64_t store_log_bytes(const struct store *store);
 
 /* Commits what is open, seals the log, stops the committer and frees everything. Blocks. Returns 0,
  * or -1 if the disk has failed at any time. What was not collected is durable, but nobody knows. */

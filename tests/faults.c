@@ -45,7 +45,7 @@
 enum call {
     PWRITE, PREAD, READ, FDATASYNC, FSYNC, FTRUNCATE, OPEN, OPENAT, RENAMEAT, UNLINKAT, UNLINK,
     FLOCK, FSTAT, LSTAT, EVENTFD, EVENTFD_WRITE, EPOLL_CREATE, EPOLL_CTL, EPOLL_WAIT, SOCKET,
-    SETSOCKOPT, BIND, LISTEN, GETSOCKNAME, CONNECT, ACCEPT, RECV, SEND, SHUTDOWN, THREAD_CREATE,
+    SETSOCKOPT, BIND, LISTEN, GETSOCKNAME, CONNECT, ACCEPT, RECV, SEND, SHUTDOWN, WRITE, GETPEERNAME, THREAD_CREATE,
     GETRANDOM, MALLOC, CALLOC, REALLOC, REALLOCARRAY, CALLS
 };
 
@@ -58,7 +58,8 @@ static const char *const names[CALLS] = {
     [EVENTFD_WRITE] = "eventfd_write", [EPOLL_CREATE] = "epoll_create1", [EPOLL_CTL] = "epoll_ctl",
     [EPOLL_WAIT] = "epoll_wait", [SOCKET] = "socket", [SETSOCKOPT] = "setsockopt", [BIND] = "bind",
     [LISTEN] = "listen", [GETSOCKNAME] = "getsockname", [CONNECT] = "connect", [ACCEPT] = "accept4",
-    [RECV] = "recv", [SEND] = "send", [SHUTDOWN] = "shutdown", [THREAD_CREATE] = "pthread_create",
+    [RECV] = "recv", [SEND] = "send", [SHUTDOWN] = "shutdown", [WRITE] = "write",
+    [GETPEERNAME] = "getpeername", [THREAD_CREATE] = "pthread_create",
     [GETRANDOM] = "getrandom", [MALLOC] = "malloc", [CALLOC] = "calloc", [REALLOC] = "realloc",
     [REALLOCARRAY] = "reallocarray",
 };
@@ -142,6 +143,7 @@ extern __typeof__(listen) __real_listen;
 extern __typeof__(recv) __real_recv;
 extern __typeof__(send) __real_send;
 extern __typeof__(shutdown) __real_shutdown;
+extern __typeof__(write) __real_write;
 extern __typeof__(pthread_create) __real_pthread_create;
 extern __typeof__(getrandom) __real_getrandom;
 extern __typeof__(malloc) __real_malloc;
@@ -152,6 +154,7 @@ extern __typeof__(reallocarray) __real_reallocarray;
 /* The prototypes of <sys/socket.h> take a union of all kinds of address. */
 int __real_bind(int fd, const struct sockaddr *name, socklen_t size);
 int __real_getsockname(int fd, struct sockaddr *name, socklen_t *size);
+int __real_getpeername(int fd, struct sockaddr *name, socklen_t *size);
 int __real_connect(int fd, const struct sockaddr *name, socklen_t size);
 int __real_accept4(int fd, struct sockaddr *name, socklen_t *size, int flags);
 
@@ -169,6 +172,11 @@ ssize_t __wrap_read(int fd, void *bytes, size_t size) {
     return fails_or_limits(READ, &size) ? -1 : __real_read(fd, bytes, size);
 }
 
+/* Of the access log. */
+ssize_t __wrap_write(int fd, const void *bytes, size_t size) {
+    return fails_or_limits(WRITE, &size) ? -1 : __real_write(fd, bytes, size);
+}
+
 int __wrap_fdatasync(int fd) { return fails(FDATASYNC) ? -1 : __real_fdatasync(fd); }
 
 int __wrap_fsync(int fd) { return fails(FSYNC) ? -1 : __real_fsync(fd); }
@@ -177,9 +185,9 @@ int __wrap_ftruncate64(int fd, off_t size) {
     return fails(FTRUNCATE) ? -1 : __real_ftruncate64(fd, size);
 }
 
-/* All files of roomkeyd's are made with the same mode. */
+/* Of what open makes there is only the access log; openat makes the rest. */
 int __wrap_open64(const char *path, int flags, ...) {
-    return fails(OPEN) ? -1 : __real_open64(path, flags, 0600);
+    return fails(OPEN) ? -1 : __real_open64(path, flags, 0640);
 }
 
 int __wrap_openat64(int dir, const char *path, int flags, ...) {
@@ -242,6 +250,10 @@ int __wrap_listen(int fd, int backlog) { return fails(LISTEN) ? -1 : __real_list
 
 int __wrap_getsockname(int fd, struct sockaddr *name, socklen_t *size) {
     return fails(GETSOCKNAME) ? -1 : __real_getsockname(fd, name, size);
+}
+
+int __wrap_getpeername(int fd, struct sockaddr *name, socklen_t *size) {
+    return fails(GETPEERNAME) ? -1 : __real_getpeername(fd, name, size);
 }
 
 int __wrap_connect(int fd, const struct sockaddr *name, socklen_t size) {

@@ -7,6 +7,7 @@ the same script, while one of its calls fails:
     ask      sets, repeated sets, reads; one at a time, pipelined, racing; a chunked body in pieces,
              Expect, a large body; a request to be refused
     reload   SIGHUP, with a room more
+    log      every request, in an access log
     stop     SIGTERM, with requests in flight
     start    again, without a fault: what is there?
 
@@ -118,6 +119,8 @@ SINGLE = {
     "recv": "EINTR EAGAIN ECONNRESET ETIMEDOUT ENOMEM BYTES_1 BYTES_20",
     "send": "EINTR EAGAIN ECONNRESET EPIPE ETIMEDOUT ENOBUFS ENOMEM BYTES_1 BYTES_20",
     "shutdown": "ENOTCONN ENOBUFS",
+    "write": "EIO ENOSPC EINTR EAGAIN BYTES_1 BYTES_20",
+    "getpeername": "ENOTCONN ENOBUFS",
     "pthread_create": "EAGAIN",
     "getrandom": "ENOSYS",
     "malloc": "ENOMEM",
@@ -141,6 +144,8 @@ FOR_GOOD_TOO = {
     "accept4": "EMFILE ENFILE ENOBUFS ENOMEM EPERM",
     "recv": "ENOMEM",
     "send": "ENOMEM EPIPE",
+    "write": "EIO ENOSPC EAGAIN BYTES_1",
+    "getpeername": "ENOTCONN",
     "pthread_create": "EAGAIN",
     "malloc": "ENOMEM",
     "calloc": "ENOMEM",
@@ -333,7 +338,7 @@ class Run:
     def launch(self, faults):
         self.report.unlink(missing_ok=True)
         self.server = Server(
-            self.directory, listen=("127.0.0.1:0", f"unix:{self.directory}/socket"),
+            self.directory, "--access-log", self.directory / "access.log", listen=("127.0.0.1:0", f"unix:{self.directory}/socket"),
             program=binary("ROOMKEYD_FAULTS"),
             environment={"FAULTS": ";".join(map(str, faults)), "FAULTS_REPORT": str(self.report),
                          "ASAN_OPTIONS": "exitcode=99", "UBSAN_OPTIONS": "print_stacktrace=1"},

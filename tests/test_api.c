@@ -123,6 +123,10 @@ enum store_result store_get(struct store *store, struct slice room, char key[ID_
 
 bool store_has_failed(const struct store *store) { return store->failed; }
 
+uint64_t store_key_ids(const struct store *store) { return 3u + store->failed; }
+
+uint64_t store_log_bytes(const struct store *store) { return 5000000000 + store->failed; }
+
 static bool malloc_fails;
 static unsigned mallocs;
 
@@ -138,7 +142,9 @@ void *__wrap_malloc(size_t size) {
 struct world {
     struct access access;
     struct store store;
-    char *buffer; /* the request, and not a byte more */
+    struct metrics *metrics; /* NULL: there are none */
+    struct slice user;       /* who asked, as far as is proved */
+    char *buffer;            /* the request, and not a byte more */
     struct http_request request;
     struct api_reply reply;
 };
@@ -171,9 +177,11 @@ static void parse(struct world *w, struct slice head, struct slice body) {
 }
 
 static void answer(struct world *w) {
-    struct api api = {.access = &w->access, .store = &w->store};
+    struct api api = {.access = &w->access, .store = &w->store, .metrics = w->metrics};
     memset(&w->reply, 0xA5, sizeof w->reply); /* nothing may be left as it was */
+    api.user = SLICE("somebody else");
     api_answer(&api, &w->request, &w->reply);
+    w->user = api.user;
 }
 
 /* METHOD TARGET with these fields, each ended by \r\n, and this body. */
@@ -249,7 +257,7 @@ static void test_sets_a_key(void **state) {
 
 static void test_usual_call_allocates_nothing(void **state) {
     struct world *w = *state;
-    struct api api = {.access = &w->access, .store = &w->store};
+    struct api api = {.access = &w->access, .store = &w->store, .metrics = w->metrics};
     post(w, BODY("\"" RID "\"", "\"" KEY "\""));
     mallocs = 0;
     api_answer(&api, &w->request, &w->reply);
@@ -892,7 +900,7 @@ static void test_width(void **state) {
 
 static void test_no_memory(void **state) {
     struct world *w = *state;
-    struct api api = {.access = &w->access, .store = &w->store};
+    struct api api = {.access = &w->access, .store = &w->store, .metrics = w->metrics};
     char body[HTTP_MAX_BODY_BYTES];
     for (unsigned numbers = 56; numbers <= 59; numbers++) {
         char *p = body + sprintf(body, "{\"rid\":\"r\",\"x\":[0");
@@ -925,7 +933,7 @@ static double now_ms(void) {
 
 /* The best of some runs, so that a busy machine does not fail it. */
 static void check_time(struct world *w, const char *name, const char *body, double max_ms) {
-    struct api api = {.access = &w->access, .store = &w->store};
+    struct api api = {.access = &w->access, .store = &w->store, .metrics = w->metrics};
     double best = 1e9;
     post(w, slice_of(body));
     for (int i = 0; i < 20; i++) {
@@ -1355,6 +1363,77 @@ static void test_health(void **state) {
     assert_int_equal(w->access.asked_user, 0);
 }
 
+/* Only where there are metrics is there /metrics; what the store says is in the text. */
+static void test_metrics(void **state) {
+    struct world *w = *state;
+    ask_plain(w, "GET /metrics", "", SLICE(""));
+    check(w, 404, NOT_FOUND);
+    assert_int_equal(w->reply.endpoint, AT_OTHER);
+    ask_plain(w, "OPTIONS /metrics", "", SLICE(""));
+    check(w, 404, NOT_FOUND);
+
+    struct metrics *metrics = calloc(1, sizeof *metrics);
+    assert_non_null(metrics);
+    w->metrics = metrics;
+    for (int failed = 0; failed < 2; failed++) {
+        w->store.failed = failed;
+        ask_plain(w, failed ? "HEAD /metrics" : "GET /metrics?x", "", SLICE(""));
+        const struct http_reply *http = &w->reply.http;
+        check_text(http->media_type, "text/plain; version=0.0.4");
+        assert_int_equal(http->status, 200);
+        assert_int_equal(w->reply.endpoint, AT_METRICS);
+        const char *expected = failed ? "\nroomkeyd_key_ids 4\n" : "\nroomkeyd_key_ids 3\n";
+        assert_non_null(memmem(http->body.p, http->body.n, expected, strlen(expected)));
+        expected = "\nroomkeyd_log_size_bytes 500000000";
+        assert_non_null(memmem(http->body.p, http->body.n, expected, strlen(expected)));
+        expected = failed ? "\nroomkeyd_storage_failed 1\n" : "\nroomkeyd_storage_failed 0\n";
+        assert_non_null(memmem(http->body.p, http->body.n, expected, strlen(expected)));
+    }
+    ask_plain(w, "POST /metrics", "", SLICE(""));
+    check(w, 405, METHOD_NOT_ALLOWED);
+    assert_string_equal(w->reply.http.allow, "GET, HEAD, OPTIONS");
+    ask_plain(w, "OPTIONS /metrics", "", SLICE(""));
+    check(w, 204, "");
+    assert_int_equal(w->access.asked_user, 0);
+    w->metrics = NULL;
+    free(metrics);
+}
+
+/* What a reply is counted as, and whose it is: nobody's who has not proved it. */
+static void test_who_and_where(void **state) {
+    static const struct {
+        const char *line;
+        enum metrics_endpoint endpoint;
+        bool is_authenticated;
+    } rows[] = {
+        {"POST " SET_KEY, AT_SET, true},     {"GET " SET_KEY, AT_SET, false},
+        {"OPTIONS " SET_KEY, AT_SET, false}, {"GET " ROOMS "?roomId=a", AT_INFO, true},
+        {"GET " ROOMS, AT_INFO, true},       {"PUT " ROOMS, AT_INFO, false},
+        {"GET /healthz", AT_HEALTH, false},  {"OPTIONS *", AT_OTHER, false},
+        {"GET /nowhere", AT_OTHER, false},
+    };
+    struct world *w = *state;
+    w->store.shown_key = SLICE("key");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        ask(w, rows[i].line, "", SLICE(""));
+        assert_int_equal(w->reply.endpoint, rows[i].endpoint);
+        check_text(w->user, rows[i].is_authenticated ? "alice" : "");
+        assert_false(w->reply.exists);
+        ask_plain(w, rows[i].line, "X-User-Id: alice\r\nX-Auth-Token: wrong\r\n", SLICE(""));
+        check_text(w->user, "");
+        ask_plain(w, rows[i].line, "X-User-Id: secret\r\nX-Auth-Token: alice\r\n", SLICE(""));
+        check_text(w->user, "");
+    }
+    w->store.result = STORE_EXISTS;
+    w->store.ticket = 7;
+    post(w, BODY("\"a\"", "\"b\""));
+    assert_true(w->reply.exists && w->reply.ticket == 7);
+    api_storage_unavailable(&w->reply);
+    assert_false(w->reply.exists);
+    api_refuse(400, "why", &w->reply);
+    assert_int_equal(w->reply.endpoint, AT_OTHER);
+}
+
 #define ALLOW_POST "POST, OPTIONS"
 #define ALLOW_GET  "GET, HEAD, OPTIONS"
 #define ALLOW_ALL  "GET, HEAD, POST, OPTIONS"
@@ -1475,6 +1554,8 @@ int main(void) {
         TEST(test_json_escapes),
         TEST(test_longest_body),
         TEST(test_health),
+        TEST(test_metrics),
+        TEST(test_who_and_where),
         TEST(test_routes),
         TEST(test_refuse),
         TEST(test_wire),

@@ -24,6 +24,7 @@ from server import (
     Server,
     binary,
     hash_token,
+    request,
     room_info,
     tool,
     wait_until,
@@ -234,6 +235,26 @@ def test_a_running_server_opens_users_and_rooms_and_nothing_else(serve, tmp_path
                   if name.startswith("open") or name.startswith("rename")}
         assert opened == {data, "keys.log", "keys.log.new", f"{data}/users", f"{data}/rooms"}
     assert [name for name, _ in before].count("execve") == 1
+
+
+@BOTH
+def test_the_access_log_is_opened_again_on_sighup_alone(serve, tmp_path, variable):
+    trace, log = Trace(tmp_path / "trace"), str(tmp_path / "access.log")
+    server = serve("--access-log", log, program=binary(variable), **trace.options)
+    server.set("room", "key").is_json(200, SUCCESS)
+    server.ask(request("GET", "/metrics"))
+    reload_with(server, USERS)
+    server.stop()
+    before, after = trace.around_ready_line()
+    opened = [[arguments for name, arguments in part
+               if name.startswith("open") and file_named(arguments) == log]
+              for part in (before, after)]
+    assert [len(part) for part in opened] == [1, 1], opened
+    for arguments in opened[0] + opened[1]:
+        for flag in ("O_WRONLY", "O_CREAT", "O_APPEND", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "0640"):
+            assert flag in arguments, arguments
+    assert sorted(file_named(arguments) for _, arguments in after) == sorted(
+        [log, f"{server.directory}/users", f"{server.directory}/rooms"]), after
 
 
 @BOTH

@@ -125,6 +125,11 @@ static void check_complete(const struct run *run, const struct row *row) {
     size_t here = run->size - request->size; /* bytes of the rest that have arrived */
 
     assert_slice(request->method, text_or(row->method, is_post ? "POST" : "GET"));
+    const char *line = row->input.p;
+    while (*line == '\r' || *line == '\n') line++;
+    const char *end = memchr(line, '\r', row->input.n);
+    struct slice whole = {line, (size_t)(end - line)};
+    assert_slice(http_request_line(request), whole);
     assert_slice(request->path, text_or(row->path, "/"));
     assert_slice(request->query, text_or(row->query, ""));
     assert_slice(request->body, row->long_body.n > 0 ? row->long_body : text_or(row->body, ""));

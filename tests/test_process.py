@@ -32,7 +32,8 @@ LOCAL = "127.0.0.1:0"
 def test_help():
     result = run("--help")
     assert (result.returncode, result.stderr) == (0, "")
-    for option in ("--listen", "--data", "--max-connections", "--help", "--version"):
+    for option in ("--listen", "--data", "--max-connections", "--access-log", "--no-metrics", "--help",
+                   "--version"):
         assert option in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
 
@@ -52,6 +53,8 @@ def test_version():
         (["serve", "nonsense"], "nonsense"),
         (["--data"], "data"),
         (["--listen"], "listen"),
+        (["--access-log"], "access-log"),
+        (["--no-metrics=1"], "no-metrics"),
         (["--listen", ""], "listen"),
         (["--listen", "nonsense"], "nonsense"),
         (["--listen", "127.0.0.1"], "127.0.0.1"),

@@ -1287,6 +1287,42 @@ static void fail_a_batch(enum call call, unsigned last, int error) {
     assert_key("c", NULL);
 }
 
+/* Batches, their times, and the log's length, as the store tells them. */
+static void a_batch_says_how_it_went(void **state) {
+    (void)state;
+    open_store();
+    assert_int_equal(store_key_ids(scene.store), 0);
+    assert_int_equal(store_log_bytes(scene.store), read_log().n);
+    must_set("a", "k");
+    must_set("b", "k");
+    must_set("c", "k");
+    assert_int_equal(store_key_ids(scene.store), 0);
+    struct store_settled settled = commit();
+    assert_true(settled.ok && settled.sets == 3);
+    assert_in_range(settled.commit_us, 0, COMMIT_TIMEOUT_MS * 1000);
+    assert_int_equal(store_key_ids(scene.store), 3);
+    assert_int_equal(store_log_bytes(scene.store), read_log().n);
+
+    store_tick(scene.store, 1000);
+    store_tick(scene.store, 3000);
+    settled = collect();
+    assert_true(settled.ok && settled.sets == 0); /* a seal */
+    assert_int_equal(store_log_bytes(scene.store), read_log().n);
+
+    must_set("d", "k");
+    must_set("e", "k");
+    arm(PWRITE, 1, 1, ENOSPC);
+    settled = commit();
+    disarm();
+    assert_true(!settled.ok && settled.sets == 2);
+    assert_non_null(strstr(said(), "No space left"));
+    assert_int_equal(store_key_ids(scene.store), 3);
+    assert_int_equal(store_log_bytes(scene.store), read_log().n);
+    reopen();
+    assert_int_equal(store_key_ids(scene.store), 3);
+    assert_int_equal(store_log_bytes(scene.store), read_log().n);
+}
+
 static void a_full_disk_refuses_while_it_is_full(void **state) {
     (void)state;
     static const int errors[] = {ENOSPC, EDQUOT, EFBIG};
@@ -1614,6 +1650,7 @@ int main(void) {
         UNIT(what_is_no_file_is_refused),
         UNIT(a_half_born_log_is_no_obstacle),
         UNIT(a_record_that_changes_on_disk_is_not_told),
+        UNIT(a_batch_says_how_it_went),
         UNIT(a_full_disk_refuses_while_it_is_full),
         UNIT(failed_sets_leave_nothing_reserved),
         UNIT(half_a_write_is_finished_or_cut_back),
