@@ -664,9 +664,9 @@ struct command {
 
 static const struct command commands[] = {
     {"check", NULL, check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
-     "Says what is wrong with the log, users and rooms, and changes nothing; 1 where a server "
-     "would\n"
-     "not start. With --salvage, writes every valid record to a new log. Also beside a server."},
+     "Says what is wrong with the log, users and rooms, and changes nothing: 1 where a server\n"
+     "would not start. With --salvage, writes every valid record to a new log. Also beside a\n"
+     "server."},
     {"export", NULL, export, "d", 0, 0, "export [--data DIR]",
      "Prints the key IDs as JSON lines. Also beside a server."},
     {"import", NULL, import_keys, "d", 0, 0, "import [--data DIR] <FILE",
@@ -688,9 +688,12 @@ static const struct command commands[] = {
      "Asks a server's /healthz. ADDR is as for the server (default 127.0.0.1:3000). 3 seconds at\n"
      "most for each of connecting, asking and being answered."},
 };
+static const char *const option_help[] = {
+    ['d'] = "  --data DIR         the data directory (default data)\n",
+    ['s'] = "  --salvage NEWFILE  a log to be made, of every valid record\n",
+    ['l'] = "  --listen ADDR      where the server listens\n",
+};
 static const char COMMON_HELP[] =
-    "\n"
-    "  --data DIR  the data directory (default data)\n"
     "\n"
     "A running server rereads users and rooms when it gets SIGHUP. Exit code: 0 done and well, 1\n"
     "not, for the reason given, 2 bad usage.\n";
@@ -735,7 +738,10 @@ static int run_command(const struct command *command, int argc, char **argv) {
     opterr = 0;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         if (option == 'h') {
-            printf("usage: roomkeyd %s\n\n%s\n%s", command->usage, command->help, COMMON_HELP);
+            printf("usage: roomkeyd %s\n\n%s\n", command->usage, command->help);
+            for (const char *letter = command->options; *letter; letter++)
+                printf("%s%s", letter == command->options ? "\n" : "", option_help[(int)*letter]);
+            fputs(COMMON_HELP, stdout);
             return finish_output();
         }
         bool is_bad =
