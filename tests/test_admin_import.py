@@ -185,6 +185,33 @@ def test_a_log_that_cannot_grow(data):
     assert command("import", "--data", data, text=text) == (0, summary(100_000 - there, there), "")
 
 
+@pytest.mark.parametrize("call", ["fdatasync", "pread64"])
+def test_a_disk_that_fails(data, call):
+    """Once, at the first call, at the second and so on: what is printed as set is there, and nothing is
+    printed as done that is not."""
+    assert command("import", "--data", data, text=lines(2))[0] == 0
+    text = lines(2) + line("new", "n") + line("new", "n") + lines(1, start=5)
+    before, codes = contents(data), set()
+    options = os.environ.get("ASAN_OPTIONS", "")
+    for number in range(1, 16):
+        for name, content in before.items():
+            (data / name).write_bytes(content)
+        done = subprocess.run(
+            [tool("strace", "strace"), "-f", "-qq", "-o", os.devnull, "-P", data / "keys.log", "-e",
+             f"trace={call}", "-e", f"inject={call}:error=EIO:when={number}", binary(), "import",
+             "--data", data],
+            input=text, capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+            env={**os.environ, "ASAN_OPTIONS": f"{options}:detect_leaks=0"})
+        codes.add(done.returncode)
+        if found := re.match(r"(\d+) set, ", done.stdout):
+            assert len(log_of(data)) >= 2 + int(found[1]), done
+        if done.returncode == 0:
+            assert done.stdout == summary(2, 3)
+        else:
+            assert done.stderr.startswith("roomkeyd: "), done
+    assert codes == {0, 1}
+
+
 def test_input_that_cannot_be_read(data):
     directory = os.open(data, os.O_RDONLY)
     done = run("import", "--data", data, stdin=directory)

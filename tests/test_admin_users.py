@@ -402,7 +402,7 @@ def test_a_call_that_fails_prints_no_token(data, call):
     options = os.environ.get("ASAN_OPTIONS", "")
     done = subprocess.run(
         [tool("strace", "strace"), "-qq", "-o", os.devnull, "-e", f"trace={call.split(':')[0]}",
-         "-e", f"inject={call}", binary("ROOMKEYD_RELEASE"), "user", "add", "--data", data, "carol"],
+         "-e", f"inject={call}", binary(), "user", "add", "--data", data, "carol"],
         capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
         env={**os.environ, "ASAN_OPTIONS": f"{options}:detect_leaks=0"})
     assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("roomkeyd: ")
