@@ -220,8 +220,9 @@ static enum json_result split(struct json *json) {
     jsmn_init(&parser);
     int count = jsmn_parse(&parser, json->_text.p, json->_text.n, json->_tokens, room);
     if (count == (int)room) return JSON_OK;
-    /* It cannot come to this, and no test does: jsmn refuses stray bytes, bad escapes, brackets that do not match,
-     * values in place of names, and more tokens than it has room for; the scan let none pass. */
+    /* It cannot come to this, so no test does: jsmn refuses stray bytes, bad escapes, brackets that
+     * do not match, values in place of names, and more tokens than it has room for; the scan let
+     * none pass. */
     json_free(json);
     json->why = "unknown structure";
     return JSON_INVALID;
