@@ -71,7 +71,7 @@ set xrange [0.9:1150]
 set xtics (1, 4, 16, 64, 256, 1024)
 set xlabel "connections"
 set grid
-set key top left
+set key below
 set title "thousand requests a second"
 set yrange [0:*]
 plot for [i=0:2] "{tsv}" index i using 1:($2/1000) with linespoints pointtype 7 pointsize 0.5 title columnheader(1)
