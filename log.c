@@ -86,11 +86,14 @@ static char *put_decimal(char *out, uint64_t value) {
     return out + n;
 }
 
+/* Nearly every byte: one look for all that are escaped, and a few that are not. */
+static bool is_written_as_such(char c) { return (unsigned char)c > '\r' && c != '\\'; }
+
 size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
     char *start = out;
     for (size_t i = 0; i < id.n; i++) {
         char c = id.p[i];
-        if ((unsigned char)c > '\r' && c != '\\') { /* nearly all of them */
+        if (is_written_as_such(c)) {
             *out++ = c;
             continue;
         }
@@ -114,9 +117,13 @@ size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
     size_t n = 0;
     for (size_t i = 0; i < field.n; i++) {
         char c = field.p[i];
+        if (n == ID_MAX_BYTES) return 0;
+        if (is_written_as_such(c)) {
+            out[n++] = c;
+            continue;
+        }
         if (c == '\t' || c == '\n' || c == '\r') return 0; /* these are always escaped */
         if (c == '\\' && (++i == field.n || !(c = unescaped_letter(field.p[i])))) return 0;
-        if (n == ID_MAX_BYTES) return 0;
         out[n++] = c;
     }
     return n;

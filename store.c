@@ -72,6 +72,7 @@
 #include <unistd.h>
 
 #define BATCH_KEEP_BYTES  (1u << 20) /* a batch's buffers above this are given back after use */
+#define USUAL_LINE_BYTES  256        /* read back at first: nearly all lines end in it */
 #define SEAL_AFTER_MS     1000       /* without a set */
 #define COMMIT_RECHECK_MS 1000       /* in case the committer's wake-up was lost */
 #define REPLAY_AHEAD      16         /* records between reading one and indexing it */
@@ -151,8 +152,12 @@ enum match { MATCH_NONE, MATCH_FOUND, MATCH_ERROR };
  * MATCH_FOUND or MATCH_ERROR, told once. */
 static enum match read_back(struct store *store, uint64_t offset, char buffer[LOG_LINE_MAX_BYTES],
                             struct log_line *line) {
-    ssize_t n = log_read_at(store->log_fd, buffer, LOG_LINE_MAX_BYTES, offset);
+    ssize_t n = log_read_at(store->log_fd, buffer, USUAL_LINE_BYTES, offset);
     const char *newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
+    if (n == USUAL_LINE_BYTES && !newline) {
+        n = log_read_at(store->log_fd, buffer, LOG_LINE_MAX_BYTES, offset);
+        newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
+    }
     if (newline && log_parse((struct slice){buffer, (size_t)(newline - buffer)}, line) == LOG_VALID)
         return MATCH_FOUND;
     if (!store->read_failure_told)
