@@ -395,7 +395,7 @@ def test_a_file_at_its_size_limit_changes_nothing(data, change):
 
 
 @pytest.mark.parametrize("call", ["fsync:error=EIO:when=1", "fsync:error=EIO:when=2",
-                                  "rename,renameat,renameat2:error=EIO", "fchown:error=EPERM",
+                                  "rename,renameat,renameat2:error=EIO", "fchown,fchown32:error=EPERM",
                                   "fchmod:error=EPERM", "getrandom:error=ENOSYS", "flock:error=ENOLCK"])
 def test_a_call_that_fails_prints_no_token(data, call):
     before = contents(data)
