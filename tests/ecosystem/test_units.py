@@ -98,6 +98,7 @@ def expand(names):
 
 # Loads a filter that kills the process at any other call, at memory that is to be both writable and
 # executable (MemoryDenyWriteExecute), and at sockets of other families; then becomes its arguments.
+# The scheduling policy is the unit's, too: with another one the server would ask for it by itself.
 FILTER = """if True:
     import os, seccomp, socket, sys
     one = seccomp.SyscallFilter(seccomp.KILL_PROCESS)
@@ -114,6 +115,7 @@ FILTER = """if True:
                 one.add_rule(seccomp.ALLOW, name, *rule)
         except RuntimeError:
             pass  # a call of other machines
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     one.load()
     os.execv(sys.argv[2], sys.argv[2:])
 """
@@ -130,6 +132,7 @@ def _allowed():
     calls = expand(["@default", *settings("SystemCallFilter")])
     assert settings("RestrictAddressFamilies") == ["AF_UNIX"]
     assert settings("MemoryDenyWriteExecute") == ["yes"]
+    assert settings("CPUSchedulingPolicy") == ["batch"]
     assert {"mmap", "pwrite64", "fdatasync", "accept4", "clone3", "fadvise64"} <= calls
     assert not {"ptrace", "mount", "chroot", "setuid", "bpf", "reboot", "swapon"} & calls
     return calls
