@@ -141,8 +141,8 @@ static uint64_t base64_chars(uint64_t x) {
 }
 
 void access_hash_token(struct slice token, char hash[ACCESS_HASH_CHARS + 1]) {
-    unsigned char digest[SHA256_BYTES + 4] = {
-        0}; /* 12 times three bytes, 6 times eight characters */
+    /* Twelve times three bytes make six times eight characters. */
+    unsigned char digest[SHA256_BYTES + 4] = {0};
     uint64_t chars[6];
     unsigned char *x = (unsigned char *)chars;
     sha256(token.p, token.n, digest);

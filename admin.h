@@ -1,5 +1,5 @@
 /*
- * admin.h: the commands beside `serve`: they look at a data directory's files.
+ * admin.h: the commands beside `serve`: what an operator asks of a data directory.
  */
 #ifndef ADMIN_H
 #define ADMIN_H

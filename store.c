@@ -46,7 +46,8 @@
  *
  * The owner's thread (the loop) owns every field of struct store but those under `lock`: which
  * batch is where, and the open batch while it grows. A batch that is committing or settled is read
- * by both threads and changed by neither, until the owner has collected it. The committer takes the
+ * by both threads and changed by neither, until the owner has collected it (but for how long its
+ * commit took, which the committer notes before it is settled). The committer takes the
  * open batch by itself as soon as it is free, if the owner has offered it: between two syncs the
  * disk waits for nobody to wake up. No lock is held across a system call, so the owner never waits
  * for the disk behind the committer's back: it waits only when it reads a record back to confirm a
@@ -199,6 +200,7 @@ static bool is_in_batch(const struct batch *batch, struct room room) {
 /* A record that was read and is not in the index yet. */
 struct waiting {
     uint64_t hash, offset; /* offset 0: none */
+    uint64_t certified;    /* C, and what the line before it was, as they were before it */
     bool follows_seal;
 };
 
@@ -226,47 +228,48 @@ static enum match is_twice(struct store *store, const struct waiting *record) {
     return find_durable(store, (struct room){line.room, record->hash}, buffer, &other);
 }
 
-/* Indexes a record that has waited if its room is new. Returns LOG_VALID, LOG_ROOM_TWICE after
- * going back to before it, or -1 with errno set. */
-static int index_record(struct replay *replay, struct waiting *record) {
+/* Indexes the record that has waited longest, if one has and its room is new. Returns LOG_VALID,
+ * LOG_ROOM_TWICE after going back to before that record, or -1 with errno set. */
+static int index_oldest(struct replay *replay) {
     struct table *durable = &replay->store->durable;
-    struct table_search search = table_find(durable, record->hash);
+    struct waiting *place = &replay->waiting[replay->turn++ % REPLAY_AHEAD], record = *place;
     uint64_t other;
-    enum match match = table_next(&search, &other) ? is_twice(replay->store, record) : MATCH_NONE;
+    place->offset = 0; /* whatever comes of it, it waits no more */
+    if (record.offset == 0) return LOG_VALID;
+    struct table_search search = table_find(durable, record.hash);
+    enum match match = table_next(&search, &other) ? is_twice(replay->store, &record) : MATCH_NONE;
     if (match == MATCH_FOUND) {
-        replay->end = record->offset;
-        replay->last_is_seal = record->follows_seal;
+        replay->end = record.offset;
+        replay->certified = record.certified;
+        replay->last_is_seal = record.follows_seal;
         return LOG_ROOM_TWICE;
     }
     if (match == MATCH_ERROR) return -1;
-    if (table_reserve(durable, record->hash) < 0) {
+    if (table_reserve(durable, record.hash) < 0) {
         errno = ENOMEM;
         return -1;
     }
-    table_insert(durable, record->hash, record->offset);
-    record->offset = 0;
+    table_insert(durable, record.hash, record.offset);
     return LOG_VALID;
 }
 
-/* Has the line that was judged last wait, and indexes the record that has waited longest. Returns as
- * index_record does. */
+/* Has the line that was judged last wait in the place of the record that has waited longest, which is
+ * indexed. Returns as index_oldest does. */
 static int index_later(struct replay *replay, uint64_t offset) {
-    struct waiting *place = &replay->waiting[replay->turn++ % REPLAY_AHEAD];
-    int result = place->offset ? index_record(replay, place) : LOG_VALID;
+    struct waiting *place = &replay->waiting[replay->turn % REPLAY_AHEAD];
+    int result = index_oldest(replay);
     if (result != LOG_VALID) return result;
     uint64_t hash = table_hash(replay->store->key, replay->line.room);
-    *place = (struct waiting){hash, offset, replay->last_is_seal};
+    *place = (struct waiting){hash, offset, replay->certified, replay->last_is_seal};
     table_prefetch(&replay->store->durable, hash);
     return LOG_VALID;
 }
 
-/* Indexes all that wait. Returns as index_record does. */
+/* Indexes all that wait. Returns as index_oldest does. */
 static int index_waiting(struct replay *replay) {
     int result = LOG_VALID;
-    for (unsigned i = 0; i < REPLAY_AHEAD && result == LOG_VALID; i++) {
-        struct waiting *place = &replay->waiting[replay->turn++ % REPLAY_AHEAD];
-        if (place->offset) result = index_record(replay, place);
-    }
+    for (unsigned i = 0; i < REPLAY_AHEAD && result == LOG_VALID; i++)
+        result = index_oldest(replay);
     return result;
 }
 
@@ -289,6 +292,7 @@ static int admit(struct replay *replay, const struct log_span *span) {
     replay->last_is_seal = line->is_seal;
     return LOG_VALID;
 }
+
 /* Looks in and behind a bad line, which the reader has yet to give, for lines that certify it: at
  * any offset, since bytes may have been lost or added. Returns 0 with *highest the highest BATCH
  * found (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */

@@ -64,6 +64,19 @@ def test_damage_is_shown_and_nothing_is_changed(data):
     assert (data / "keys.log").read_bytes() == before
 
 
+def test_a_room_twice_hides_nothing_behind_it(data, tmp_path):
+    lines = lines_of(data)
+    lines.insert(4, lines[3])
+    (data / "keys.log").write_bytes(b"".join(lines))
+    code, output, _ = command("check", "--data", data, "--salvage", tmp_path / "salvaged.log")
+    offset = sum(map(len, lines[:4]))
+    assert code == 1
+    assert f"damaged at byte {offset}: its room has a key ID already" in output
+    assert f"/keys.log: 3 records in {offset} bytes\n" in output
+    assert f"{len(ROOMS) - 3} valid records in the " in output
+    assert output.endswith(f"salvaged.log: {len(ROOMS)} records\n")
+
+
 def test_a_server_refuses_what_check_calls_damaged(data, serve):
     offset = damage(data, 3)
     server = serve.launch()
