@@ -48,10 +48,9 @@
 #define CONN_LAST_CALL_MS 500
 
 #define OUT_LIMIT_BYTES 65536 /* of unsent replies; past them a connection is not parsed further */
-#define APPLY_PER_PASS                                                                             \
-    16 /* requests of one connection, so that a long pipeline is not a long pass */
-#define CLIENT_GONE    499  /* nginx's status for a client that did not wait for the reply */
-#define IN_FIRST_BYTES 2048 /* of room in a connection's input buffer when it first needs one */
+#define APPLY_PER_PASS  16    /* requests of a connection: a long pipeline is no long pass */
+#define CLIENT_GONE     499   /* nginx's status for a client that did not wait for the reply */
+#define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
 
 /* Bytes received and not yet used up, with the state of their parsing. */
 struct inbox {

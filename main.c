@@ -213,8 +213,10 @@ static void finish_reload(struct server *server) {
     } else {
         fprintf(stderr, "roomkeyd: %s; users and rooms stay as they were\n", reload->why);
     }
-    if (!reload->is_wanted) notify("READY=1");
-    if (reload->is_wanted) start_reload(server);
+    if (reload->is_wanted)
+        start_reload(server);
+    else
+        notify("READY=1");
 }
 
 /* ------------------------------------------------------------------------ the loop */
