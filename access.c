@@ -97,6 +97,8 @@ static bool is_blank(struct slice text) {
 bool access_next_word(struct slice *text, struct slice *word) {
     while (text->n > 0 && is_blank(*text)) text->p++, text->n--;
     word->p = text->p;
+    size_t plain = slice_plain(*text, ' ', ' ');
+    *text = (struct slice){text->p + plain, text->n - plain};
     /* All that ends a word is a space or below, which most bytes are not. */
     while (text->n > 0 &&
            ((unsigned char)text->p[0] > ' ' || (text->p[0] != '\n' && !is_blank(*text))))
@@ -124,8 +126,6 @@ static struct slice text_at(const struct file *file, uint64_t offset) {
 }
 
 /* ---- tokens ---- */
-
-#define EIGHT(byte) (0x0101010101010101 * (uint64_t)(byte))
 
 /* Of eight numbers below 64, a byte each: 1 where a number is past limit, 0 elsewhere. */
 static uint64_t past(uint64_t x, unsigned limit) {

@@ -39,6 +39,8 @@
  */
 #include "http.h"
 
+#include <strings.h>
+
 #define UNLIMITED SIZE_MAX
 
 /* ---- Characters --------------------------------------------------------------------------- */
@@ -84,18 +86,17 @@ static inline bool is_blank(char c) { return c == ' ' || c == '\t'; }
 
 /* Where the run of bytes of a class that begins at pos ends: at n or before. */
 static inline size_t span(const char *p, size_t pos, size_t n, enum char_class wanted) {
+    struct slice rest = {p + pos, n - pos};
+    if (wanted == IN_VALUE) pos += slice_plain(rest, 0, 0);
+    if (wanted == IN_TARGET) pos += slice_plain(rest, ' ', '#');
     while (pos < n && is(p[pos], wanted)) pos++;
     return pos;
 }
 
-/* By hand: tolower asks the locale. */
-static inline char lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c | 0x20) : c; }
-
+/* strncasecmp ends at a NUL, but nothing that gets here has one: neither names nor values do. The
+ * locale is C's. */
 bool http_equal_ignoring_case(struct slice a, struct slice b) {
-    if (a.n != b.n) return false;
-    for (size_t i = 0; i < a.n; i++)
-        if (a.p[i] != b.p[i] && lower(a.p[i]) != lower(b.p[i])) return false;
-    return true;
+    return a.n == b.n && (a.n == 0 || strncasecmp(a.p, b.p, a.n) == 0);
 }
 
 static struct slice trim(struct slice s) {
@@ -309,7 +310,9 @@ static bool next_field(const struct http_request *request, struct slice name, un
     while (*i < request->_field_count) {
         const struct http_field *field = &request->_fields[(*i)++];
         struct slice found = {request->_base + field->name, field->name_len};
-        if (found.n != name.n || !http_equal_ignoring_case(found, name)) continue;
+        /* Lengths and initials, in lower case: few calls are made in vain. */
+        if (found.n != name.n || (found.p[0] | 0x20) != name.p[0]) continue;
+        if (!http_equal_ignoring_case(found, name)) continue;
         *value = (struct slice){request->_base + field->value, field->value_len};
         return true;
     }
@@ -505,7 +508,7 @@ static enum step end_chunk_line(struct http_request *request) {
 
 /* A digit more. Checked at every digit, the size cannot overflow. */
 static enum step add_size_digit(struct http_request *request, char c) {
-    unsigned digit = is_digit(c) ? (unsigned)(c - '0') : (unsigned)(lower(c) - 'a') + 10;
+    unsigned digit = is_digit(c) ? (unsigned)(c - '0') : (unsigned)((c | 0x20) - 'a') + 10;
     request->_left = request->_left * 16 + digit;
     if (request->_left > HTTP_MAX_BODY_BYTES - request->_body_size)
         return refuse(request, 413, "body too large");

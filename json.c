@@ -96,7 +96,7 @@ static bool scan_escape(struct scan *scan) {
 
 /* How many bytes at the beginning of text are ASCII that stands for itself in a string. */
 static size_t plain_run(struct slice text) {
-    size_t n = 0;
+    size_t n = slice_plain(text, '"', '\\');
     while (n < text.n && text.p[n] >= 0x20 && (unsigned char)text.p[n] < 0x80 && text.p[n] != '"' &&
            text.p[n] != '\\')
         n++;

@@ -65,6 +65,11 @@ static uint32_t crc32c(struct slice bytes) {
 }
 
 /* The put_ functions write at out and return where the next byte goes. */
+static char *put_slice(char *out, struct slice bytes) {
+    memcpy(out, bytes.p, bytes.n);
+    return out + bytes.n;
+}
+
 static char *put_hex(char *out, uint64_t value, int digits) {
     for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4)
         *out++ = "0123456789abcdef"[value >> shift & 15];
@@ -91,7 +96,9 @@ static bool is_written_as_such(char c) { return (unsigned char)c > '\r' && c != 
 
 size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
     char *start = out;
-    for (size_t i = 0; i < id.n; i++) {
+    size_t plain = slice_plain(id, '\\', '\\');
+    out = put_slice(out, (struct slice){id.p, plain});
+    for (size_t i = plain; i < id.n; i++) {
         char c = id.p[i];
         if (is_written_as_such(c)) {
             *out++ = c;
@@ -114,8 +121,10 @@ static char unescaped_letter(char letter) {
 }
 
 size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
-    size_t n = 0;
-    for (size_t i = 0; i < field.n; i++) {
+    size_t n = slice_plain(field, '\\', '\\');
+    if (n > ID_MAX_BYTES) return 0;
+    memcpy(out, field.p, n);
+    for (size_t i = n; i < field.n; i++) {
         char c = field.p[i];
         if (n == ID_MAX_BYTES) return 0;
         if (is_written_as_such(c)) {
@@ -127,11 +136,6 @@ size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
         out[n++] = c;
     }
     return n;
-}
-
-static char *put_slice(char *out, struct slice bytes) {
-    memcpy(out, bytes.p, bytes.n);
-    return out + bytes.n;
 }
 
 size_t log_format(const struct log_line *line, char start[LOG_LINE_MAX_BYTES]) {
