@@ -77,6 +77,8 @@
 #define SEAL_AFTER_MS     1000       /* without a set */
 #define COMMIT_RECHECK_MS 1000       /* in case the committer's wake-up was lost */
 #define REPLAY_AHEAD      16         /* records between reading one and indexing it */
+#define COLLECT_AHEAD     8          /* likewise between two entries of a batch */
+#define RECENT_LINES      16         /* read back, and kept */
 
 /* ------------------------------------------------------------------------ types */
 
@@ -99,6 +101,14 @@ struct batch {
     int64_t commit_us;  /* how long its write and sync took */
 };
 
+/* A line that was read back and found valid. Nothing on disk changes, so it stays so. Members who race
+ * for a room ask for its line one after the other: the first of them reads it for all. */
+struct recent {
+    uint64_t offset; /* 0: none */
+    size_t size;     /* without its newline */
+    char bytes[USUAL_LINE_BYTES];
+};
+
 /* How a commit ended. */
 enum outcome {
     COMMITTED,
@@ -117,6 +127,7 @@ struct store {
     bool failed;        /* DISK_FAILED has happened */
     bool sealed;        /* the last line is a seal, or could not be one; nothing to certify */
     bool read_failure_told;
+    struct recent recent[RECENT_LINES];
     int64_t last_set_ms; /* when store_tick last saw one on its way */
 
     pthread_t committer;
@@ -153,14 +164,28 @@ enum match { MATCH_NONE, MATCH_FOUND, MATCH_ERROR };
  * MATCH_FOUND or MATCH_ERROR, told once. */
 static enum match read_back(struct store *store, uint64_t offset, char buffer[LOG_LINE_MAX_BYTES],
                             struct log_line *line) {
+    struct recent *recent = &store->recent[offset % RECENT_LINES];
+    if (recent->offset == offset) {
+        memcpy(buffer, recent->bytes, recent->size);
+        log_parse((struct slice){buffer, recent->size}, line);
+        return MATCH_FOUND;
+    }
     ssize_t n = log_read_at(store->log_fd, buffer, USUAL_LINE_BYTES, offset);
     const char *newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
     if (n == USUAL_LINE_BYTES && !newline) {
         n = log_read_at(store->log_fd, buffer, LOG_LINE_MAX_BYTES, offset);
         newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
     }
-    if (newline && log_parse((struct slice){buffer, (size_t)(newline - buffer)}, line) == LOG_VALID)
+    size_t size = newline ? (size_t)(newline - buffer) : 0;
+    if (newline && log_parse((struct slice){buffer, size}, line) == LOG_VALID) {
+        /* Not before the committer runs: replay may yet cut the line off, and another follow. */
+        if (store->committer_runs && size <= sizeof recent->bytes) {
+            memcpy(recent->bytes, buffer, size);
+            recent->offset = offset;
+            recent->size = size;
+        }
         return MATCH_FOUND;
+    }
     if (!store->read_failure_told)
         fprintf(stderr, "roomkeyd: %s: cannot read the record at byte %" PRIu64 " back: %s\n",
                 LOG_NAME, offset, n < 0 ? strerror(errno) : "it has changed on disk");
@@ -540,22 +565,6 @@ static void *grow(void *array, size_t *capacity, size_t wanted, size_t size) {
     return moved;
 }
 
-/* Writes a record behind a batch's last line, and returns its size. */
-static size_t write_record(const struct batch *batch, const struct store_record *record,
-                           struct slice escaped_room) {
-    char user[LOG_ESCAPED_MAX_BYTES], key[LOG_ESCAPED_MAX_BYTES];
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    struct log_line line = {
-        .batch = batch->base,
-        .time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
-        .user = {user, log_escape(record->user, user)},
-        .room = escaped_room,
-        .key = {key, log_escape(record->key, key)},
-    };
-    return log_format(&line, batch->bytes + batch->size);
-}
-
 /* Makes room in a batch for one more line and its entry. */
 static bool make_room(struct batch *batch) {
     /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): a store always has an open batch */
@@ -645,8 +654,8 @@ struct store *store_open(const char *dir, char *why, size_t why_size) {
 }
 
 /* Under lock: takes a record into the open batch, or finds that a batch on its way has the room. */
-static enum store_result take_record(struct store *store, const struct store_record *record,
-                                     struct room room, uint64_t *ticket) {
+static enum store_result take_record(struct store *store, struct log_line *line, struct room room,
+                                     uint64_t *ticket) {
     struct batch *open = store->open;
     const struct batch *const on_their_way[] = {store->settled, store->committing, open};
     for (int i = 0; i < 3; i++)
@@ -660,7 +669,8 @@ static enum store_result take_record(struct store *store, const struct store_rec
         return STORE_UNAVAILABLE;
     }
     uint64_t offset = open->start + open->size;
-    open->size += write_record(open, record, room.escaped);
+    line->batch = open->base;
+    open->size += log_format(line, open->bytes + open->size);
     open->entries[open->entry_count++] = (struct entry){room.hash, offset};
     table_insert(&open->index, room.hash, offset);
     *ticket = open->number;
@@ -669,15 +679,25 @@ static enum store_result take_record(struct store *store, const struct store_rec
 
 enum store_result store_set(struct store *store, const struct store_record *record,
                             uint64_t *ticket) {
-    char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
-    struct room room = room_of(store, (struct slice){escaped, log_escape(record->room, escaped)});
-    struct log_line line;
+    char escaped[3][LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
+    struct room room =
+        room_of(store, (struct slice){escaped[0], log_escape(record->room, escaped[0])});
+    table_prefetch(&store->durable, room.hash); /* and meanwhile: */
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    struct log_line other,
+        line = {
+            .time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
+            .user = {escaped[1], log_escape(record->user, escaped[1])},
+            .room = room.escaped,
+            .key = {escaped[2], log_escape(record->key, escaped[2])},
+        };
     *ticket = 0;
-    enum match match = find_durable(store, room, buffer, &line);
+    enum match match = find_durable(store, room, buffer, &other);
     if (match != MATCH_NONE) return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
     if (store->failed) return STORE_UNAVAILABLE;
     pthread_mutex_lock(&store->lock);
-    enum store_result result = take_record(store, record, room, ticket);
+    enum store_result result = take_record(store, &line, room, ticket);
     pthread_mutex_unlock(&store->lock);
     if (result == STORE_OK) store->sealed = false;
     return result;
@@ -724,8 +744,12 @@ bool store_collect(struct store *store, struct store_settled *settled) {
     struct batch *batch = store->settled;
     if (batch && store->outcome == COMMITTED) {
         pthread_mutex_unlock(&store->lock); /* its bytes and entries are at rest */
-        for (size_t i = 0; i < batch->entry_count; i++)
+        for (size_t i = 0; i < batch->entry_count; i++) {
+            size_t later = i + COLLECT_AHEAD;
+            if (later < batch->entry_count)
+                table_prefetch(&store->durable, batch->entries[later].hash);
             table_insert(&store->durable, batch->entries[i].hash, batch->entries[i].offset);
+        }
         *settled =
             (struct store_settled){batch->number, true, batch->entry_count, batch->commit_us};
         store->log_bytes = batch->start + batch->size;

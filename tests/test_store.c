@@ -1269,6 +1269,49 @@ static void a_record_that_changes_on_disk_is_not_told(void **state) {
     assert_false(store_has_failed(scene.store));
 }
 
+/* What was read back once is not read again: one changed byte, or a disk that reads no more, does
+ * not matter to it. */
+static void a_line_read_back_is_kept(void **state) {
+    (void)state;
+    open_store();
+    must_set("a", "k");
+    must_set("b", "k");
+    must_commit();
+    assert_key("a", "k");
+    arm(PREAD, 1, 1000, EIO);
+    for (int i = 0; i < 3; i++) assert_key("a", "k");
+    assert_false(faults[PREAD].fired);
+    char found[ID_MAX_BYTES];
+    size_t n;
+    assert_int_equal(store_get(scene.store, SLICE("b"), found, &n), STORE_UNAVAILABLE);
+    assert_true(faults[PREAD].fired);
+    disarm();
+    assert_key("b", "k");
+    said();
+}
+
+/* A line that replay read and cut off is not taken for the one that is written in its place. */
+static void what_was_cut_off_is_forgotten(void **state) {
+    (void)state;
+    open_store();
+    must_set("a", "k");
+    must_commit();
+    assert_int_equal(close_store(), 0);
+    struct slice log = read_log();
+    size_t end =
+        (size_t)((const char *)memchr(log.p + LOG_FIRST_LINE_BYTES, '\n', log.n) - log.p) + 1;
+    char bytes[256];
+    memcpy(bytes, log.p, end);
+    struct slice twice = line_text(end, "%" PRIx64 "\tS\t1\t-\ta\tk");
+    memcpy(bytes + end, twice.p, twice.n);
+    assert_torn((struct slice){bytes, end + twice.n}, end);
+    must_set("b", "k");
+    must_commit();
+    assert_key("b", "k");
+    uint64_t ticket;
+    assert_int_equal(set("b", "other", &ticket), STORE_EXISTS);
+}
+
 /* ------------------------------------------------------------------------ when a batch fails */
 
 /* "a" is durable, "b" is in the batch that meets the fault, "c" in the one that gathers
@@ -1654,6 +1697,8 @@ int main(void) {
         UNIT(what_is_no_file_is_refused),
         UNIT(a_half_born_log_is_no_obstacle),
         UNIT(a_record_that_changes_on_disk_is_not_told),
+        UNIT(a_line_read_back_is_kept),
+        UNIT(what_was_cut_off_is_forgotten),
         UNIT(a_batch_says_how_it_went),
         UNIT(a_full_disk_refuses_while_it_is_full),
         UNIT(failed_sets_leave_nothing_reserved),
