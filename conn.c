@@ -51,6 +51,8 @@
 #define APPLY_PER_PASS  16    /* requests of a connection: a long pipeline is no long pass */
 #define CLIENT_GONE     499   /* nginx's status for a client that did not wait for the reply */
 #define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
+#define OUT_FIRST_BYTES 1280  /* likewise for replies; enough for one of nearly all */
+#define SPARE_OUTBOXES  64    /* are kept for the next replies */
 
 /* Bytes received and not yet used up, with the state of their parsing. */
 struct inbox {
@@ -62,6 +64,7 @@ struct inbox {
 /* Replies that are not sent yet. */
 struct outbox {
     size_t begin, end, capacity;
+    struct outbox *next_spare;
     char bytes[];
 };
 
@@ -169,9 +172,14 @@ static size_t unsent(const struct conn *conn) {
  * connection closes, since its next reply cannot be given. */
 static char *reserve_out(struct conns *conns, struct conn *conn, size_t n) {
     struct outbox *out = conn->out;
+    if (!out && conns->spare_out) {
+        out = conn->out = conns->spare_out;
+        conns->spare_out = out->next_spare;
+        conns->spare_count--;
+    }
     size_t used = out ? out->end : 0;
     if (!out || out->capacity - used < n) {
-        size_t capacity = used + n;
+        size_t capacity = used + n > OUT_FIRST_BYTES ? used + n : OUT_FIRST_BYTES;
         struct outbox *grown = realloc(out, sizeof *out + capacity);
         if (!grown) {
             close_conn(conns, conn);
@@ -182,6 +190,20 @@ static char *reserve_out(struct conns *conns, struct conn *conn, size_t n) {
         conn->out = grown;
     }
     return conn->out->bytes + conn->out->end;
+}
+
+/* All replies are sent. */
+static void release_out(struct conns *conns, struct conn *conn) {
+    struct outbox *out = conn->out;
+    conn->out = NULL;
+    if (conns->spare_count == SPARE_OUTBOXES || out->capacity > OUT_FIRST_BYTES) {
+        free(out);
+        return;
+    }
+    out->begin = out->end = 0;
+    out->next_spare = conns->spare_out;
+    conns->spare_out = out;
+    conns->spare_count++;
 }
 
 /* The Date field's value, made anew once a second. */
@@ -453,8 +475,7 @@ static void send_replies(struct conns *conns, struct conn *conn) {
         out->begin += (size_t)n;
     }
     if (out->begin == out->end) {
-        free(out);
-        conn->out = NULL;
+        release_out(conns, conn);
         return;
     }
     /* What was sent makes room, or an endless pipeline of sets would make an endless outbox. */
@@ -555,6 +576,10 @@ void conns_free(struct conns *conns) {
     for (int state = 0; state < CONN_CLOSED; state++)
         while (conns->lists[state].first) close_conn(conns, conns->lists[state].first);
     conns_free_closed(conns);
+    for (struct outbox *out = conns->spare_out, *next; out; out = next) {
+        next = out->next_spare;
+        free(out);
+    }
     free(conns->scratch);
 }
 

@@ -56,6 +56,8 @@ struct conns {
     struct metrics metrics;
     struct access_log log;
     struct inbox *scratch; /* takes what a recv brings; only a rest of it moves to a connection */
+    struct outbox *spare_out; /* a few that are empty */
+    unsigned spare_count;
 };
 
 /* Makes an empty set. Returns 0, or -1 when memory is short. conns_free closes every connection. */
