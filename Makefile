@@ -7,7 +7,7 @@
 MAKEFLAGS += --no-builtin-rules
 
 CC      := $(if $(filter default undefined,$(origin CC)),gcc,$(CC))
-CFLAGS  ?= -O2 -g
+CFLAGS  ?= -O3 -g
 LDFLAGS ?=
 JSMN    ?= /usr/include
 LLHTTP  ?= /usr/share

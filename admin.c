@@ -181,11 +181,11 @@ static void print_field(const char *before, struct slice text) {
 /* The date of http_date in the order of ISO 8601. */
 static void print_time(uint64_t time_ms) {
     static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    char date[HTTP_DATE_BYTES], name[4] = "";
+    char date[HTTP_DATE_BYTES];
     http_date((time_t)(time_ms / 1000), date); /* Thu, 01 Jan 1970 00:00:00 GMT */
-    memcpy(name, date + 8, 3);
-    int month = (int)(strstr(months, name) - months) / 3 + 1;
-    printf("%.4s-%02d-%.2sT%.8s.%03uZ", date + 12, month, date + 5, date + 17,
+    unsigned month = 0;
+    while (memcmp(months + 3 * month, date + 8, 3) != 0) month++;
+    printf("%.4s-%02u-%.2sT%.8s.%03uZ", date + 12, month + 1, date + 5, date + 17,
            (unsigned)(time_ms % 1000));
 }
 
