@@ -51,6 +51,8 @@ WEBDIS = 'return wrk.format("GET", "/SETNX/" .. room .. "/my-UniQu3_ke4_Id")'
 DENIED = """fields["X-Auth-Token"] = "wrong"
   return wrk.format("POST", "/api/v1/e2e.setRoomKeyID", fields, '{"rid":"a","keyID":"b"}')"""
 EXISTS = """return wrk.format("POST", "/api/v1/e2e.setRoomKeyID", fields, '{"rid":"a","keyID":"b"}')"""
+EXISTS_OF_MANY = """return wrk.format("POST", "/api/v1/e2e.setRoomKeyID", fields,
+    '{"rid":"many-' .. n * 7919 % 10000 .. '","keyID":"b"}')"""
 
 NGINX = """
 worker_processes 1; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.log; user root;
@@ -326,7 +328,10 @@ def measure_round(directory, peers, note):
         note(f"processor time of a set over nginx's of a request, {connections} connections",
              ours[2] / theirs[2])
     nginx_figures = nginx.load(directory, 64)
-    for what, script in (("401", DENIED), ("already exists", EXISTS)):
+    for what, script in (("401", DENIED), ("already exists, all of one room", EXISTS),
+                         ("already exists, of 10,000 rooms in turn", EXISTS_OF_MANY)):
+        if script == EXISTS_OF_MANY:
+            roomkeyd.load(directory, 64, script)  # the first of them set the rooms
         note(f"processor time of {what} over nginx's of a request",
              roomkeyd.load(directory, 64, script)[2] / nginx_figures[2])
     ours, sync_p99 = sync_under_load(directory, lambda: roomkeyd.load(directory, 64))
