@@ -3,8 +3,9 @@
 `make bench` runs it against build/release/roomkeyd and prints a Markdown table; then it measures
 1 to 1,024 connections and draws tests/bench.svg from tests/bench.tsv. Every peer is started from
 Debian's packages on loopback, on a port the kernel chose, with its data in one temporary directory
-on the disk of the repository. Rounds alternate, so that a noisy machine is noisy for all; ratios are
-taken round by round and printed as median, min and max. ROUNDS= and SECONDS= set how long it takes;
+on the disk of the repository. Rounds alternate, so that a noisy machine is noisy for all, and each begins
+with peers that have nothing stored (bench_scale.py is for the others); ratios are taken round by round
+and printed as median, min and max. ROUNDS= and SECONDS= set how long it takes;
 `bench.py --plot` does only the second half, `bench.py --table` only the first.
 
 wrk keeps one core, the servers have the rest. Each request of a set names a new room.
@@ -198,6 +199,19 @@ def start_peers(directory):
     return roomkeyd, nginx, redis, webdis
 
 
+@contextlib.contextmanager
+def new_peers(directory):
+    """All of them, in a directory of their own, with nothing stored."""
+    directory.mkdir()
+    peers = start_peers(directory)
+    try:
+        yield peers
+    finally:
+        for peer in peers:
+            peer.stop()
+        shutil.rmtree(directory)
+
+
 def redis_benchmark(redis, connections):
     output = subprocess.run(
         ["taskset", "-c", "0", tool("redis-benchmark", "redis-tools"), "-p", str(redis.port), "-c",
@@ -251,10 +265,11 @@ def set_request(number):
 
 
 def single_client(directory, port, count=1000):
-    """p50 in ms of a set, of a bare append with its sync, and of a round trip."""
+    """p50 in ms of a set, of a bare append with its sync, and of a round trip. The first sets, while the
+    scheduler moves threads that were busy just before, do not count."""
     appender = Appender(directory)
     with server.Client(("127.0.0.1", port)) as client:
-        sets = [timed(lambda n=n: client.ask(set_request(n))) for n in range(count)]
+        sets = [timed(lambda n=n: client.ask(set_request(n))) for n in range(2 * count)][count:]
         trips = [timed(lambda: client.ask(server.HEALTHZ)) for _ in range(count)]
     return tuple(map(statistics.median, (sets, [timed(appender.append) for _ in range(count)], trips)))
 
@@ -320,6 +335,7 @@ def measure_round(directory, peers, note):
     appender = Appender(directory)
     syncs = [timed(appender.append) for _ in range(2000)]
     note("bare appends with fdatasync, a second", 1000 / statistics.mean(syncs))
+    sets = None  # a second, with 64 connections
     for connections in (64, 256):
         ours, theirs = roomkeyd.load(directory, connections), nginx.load(directory, connections)
         note(f"durable sets/s, {connections} connections", ours[0])
@@ -327,6 +343,7 @@ def measure_round(directory, peers, note):
         note(f"sets/s over nginx's requests/s, {connections} connections", ours[0] / theirs[0])
         note(f"processor time of a set over nginx's of a request, {connections} connections",
              ours[2] / theirs[2])
+        sets = sets or ours[0]
     nginx_figures = nginx.load(directory, 64)
     for what, script in (("401", DENIED), ("already exists, all of one room", EXISTS),
                          ("already exists, of 10,000 rooms in turn", EXISTS_OF_MANY)):
@@ -338,17 +355,19 @@ def measure_round(directory, peers, note):
     note("p99 of a set in ms, 64 connections", ours[1])
     note("p99 of a set beyond nginx's over a sync's p99 under that load",
          (ours[1] - nginx_figures[1]) / sync_p99)
-    note("sets/s over webdis and Redis", ours[0] / webdis.load(directory, 64)[0])
-    note("sets/s over Redis itself", ours[0] / redis_benchmark(redis, 64))
+    note("sets/s over webdis and Redis", sets / webdis.load(directory, 64)[0])
+    note("sets/s over Redis itself", sets / redis_benchmark(redis, 64))
     one_set, one_sync, one_trip = single_client(directory, roomkeyd.port)
     note("p50 of a lone client's set over a bare sync and a round trip", one_set / (one_sync + one_trip))
 
 
-def print_table(directory, peers):
+def print_table(directory):
     rows = {}
     for turn in range(ROUNDS):
         say(f"round {turn + 1} of {ROUNDS}")
-        measure_round(directory, peers, lambda row, value: rows.setdefault(row, []).append(value))
+        with new_peers(directory / "round") as peers:
+            measure_round(directory, peers,
+                          lambda row, value: rows.setdefault(row, []).append(value))
     say("slow syncs, then instructions")
     rows["p99 of /healthz in ms while every fdatasync takes 50 ms"] = [
         health_while_syncs_are_slow(directory)]
@@ -362,17 +381,16 @@ def print_table(directory, peers):
         print(f"| {row} | {spread(values)} |")
 
 
-def plot(directory, peers):
-    roomkeyd, nginx, _, webdis = peers
+def plot(directory):
     tsv, svg = REPOSITORY / "tests/bench.tsv", REPOSITORY / "tests/bench.svg"
-    blocks = {peer: [] for peer in (nginx, roomkeyd, webdis)}
+    blocks = {title: [] for title in ("nginx, nothing stored", "roomkeyd, on disk",
+                                      "webdis and Redis, on disk")}
     for connections in (2**i for i in range(11)):
-        for peer, lines in blocks.items():
-            figures = peer.load(directory, connections)
-            lines.append(f"{connections}\t{figures[0]:.0f}\t{figures[1]:.3f}\n")
-    title = {nginx: "nginx, nothing stored", roomkeyd: "roomkeyd, on disk",
-             webdis: "webdis and Redis, on disk"}
-    tsv.write_text("\n\n".join(f'"{title[peer]}"\n{"".join(lines)}' for peer, lines in blocks.items()))
+        with new_peers(directory / "plot") as (roomkeyd, nginx, _, webdis):
+            for lines, peer in zip(blocks.values(), (nginx, roomkeyd, webdis)):
+                figures = peer.load(directory, connections)
+                lines.append(f"{connections}\t{figures[0]:.0f}\t{figures[1]:.3f}\n")
+    tsv.write_text("\n\n".join(f'"{title}"\n{"".join(lines)}' for title, lines in blocks.items()))
     subprocess.run([tool("gnuplot", "gnuplot-nox")], input=PLOT.format(tsv=tsv, svg=svg), text=True,
                    check=True)
     say(f"wrote {tsv} and {svg}")
@@ -382,15 +400,10 @@ def main():
     (REPOSITORY / "build").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=REPOSITORY / "build") as name:
         directory = pathlib.Path(name)
-        peers = start_peers(directory)
-        try:
-            if "--plot" not in sys.argv:
-                print_table(directory, peers)
-            if "--table" not in sys.argv:
-                plot(directory, peers)
-        finally:
-            for peer in peers:
-                peer.stop()
+        if "--plot" not in sys.argv:
+            print_table(directory)
+        if "--table" not in sys.argv:
+            plot(directory)
 
 
 if __name__ == "__main__":
