@@ -9,6 +9,7 @@
  * 65535.
  */
 #include "listen.h"
+#include "slice.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -49,14 +50,14 @@ static bool parse_unix(const char *path, struct address *address) {
 static bool parse_address(const char *text, struct address *address) {
     memset(address, 0, sizeof *address);
     if (strncmp(text, "unix:", 5) == 0) return parse_unix(text + 5, address);
-    char host[INET6_ADDRSTRLEN + 2], *end;
+    char host[INET6_ADDRSTRLEN + 2];
+    uint64_t port;
     const char *colon = strrchr(text, ':');
     size_t size = colon ? (size_t)(colon - text) : 0;
-    if (size == 0 || size >= sizeof host || colon[1] < '0' || colon[1] > '9') return false;
+    if (size == 0 || size >= sizeof host) return false;
+    if (!slice_number(slice_of(colon + 1), UINT16_MAX, &port)) return false;
     memcpy(host, text, size);
     host[size] = '\0';
-    unsigned long port = strtoul(colon + 1, &end, 10);
-    if (*end || port > UINT16_MAX) return false;
     if (host[0] == '[' && host[size - 1] == ']') {
         host[size - 1] = '\0';
         address->in6.sin6_family = AF_INET6;
@@ -158,14 +159,14 @@ int listen_open(struct listener *listener, const char *text) {
 
 int listen_count_passed(void) {
     const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
-    char *end = "";
-    long count = 0;
-    if (pid && fds && strtol(pid, NULL, 10) == (long)getpid()) count = strtol(fds, &end, 10);
-    if (*end || count < 0 || count > INT16_MAX) count = -1;
+    uint64_t number, count = 0;
+    bool is_ours = pid && fds && fds[0] && slice_number(slice_of(pid), INT32_MAX, &number) &&
+                   number == (uint64_t)getpid();
+    bool is_known = !is_ours || slice_number(slice_of(fds), INT16_MAX, &count);
     unsetenv("LISTEN_PID");
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
-    return (int)count;
+    return is_known ? (int)count : -1;
 }
 
 int listen_adopt(struct listener *listener, int fd) {

@@ -194,13 +194,7 @@ static bool read_hex(struct slice digits, uint64_t *value) {
 }
 
 static bool read_decimal(struct slice digits, uint64_t *value) {
-    *value = 0;
-    for (size_t i = 0; i < digits.n; i++) {
-        unsigned digit = (unsigned)digits.p[i] - '0';
-        if (digit > 9 || *value > (UINT64_MAX - digit) / 10) return false;
-        *value = *value * 10 + digit;
-    }
-    return digits.n > 0 && (digits.n == 1 || digits.p[0] != '0');
+    return slice_number(digits, UINT64_MAX, value) && (digits.n == 1 || digits.p[0] != '0');
 }
 
 static bool is_escaped_id(struct slice field) {
@@ -366,16 +360,19 @@ static int create_log(int dir_fd, struct log_failure why) {
  * it, or -1 with the reason. */
 static int check_log(int fd, struct log_failure why) {
     char line[64];
+    uint64_t version;
     struct stat status;
     if (fstat(fd, &status) < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
     if (!S_ISREG(status.st_mode)) return log_fail(why, LOG_NAME ": not a regular file");
     ssize_t n = log_read_at(fd, line, sizeof line - 1, 0);
     if (n < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
-    line[n] = '\0';
     if (n == 0) return 1;
+    line[n] = '\0';
     if (strncmp(line, LOG_FIRST_LINE, LOG_FIRST_LINE_BYTES) == 0) return 0;
-    size_t magic = sizeof LOG_MAGIC - 1;
-    if (strncmp(line, LOG_MAGIC, magic) == 0 && strtoul(line + magic, NULL, 10) > LOG_VERSION)
+    const char *digits = line + sizeof LOG_MAGIC - 1;
+    if (strncmp(line, LOG_MAGIC, sizeof LOG_MAGIC - 1) == 0 &&
+        slice_number((struct slice){digits, strspn(digits, "0123456789")}, UINT64_MAX, &version) &&
+        version > LOG_VERSION)
         return log_fail(why, LOG_NAME ": %s", log_fault_text(LOG_NEWER));
     return log_fail(why, LOG_NAME ": not a log of roomkeyd's; it has not been touched");
 }

@@ -428,10 +428,9 @@ static int watch_signals(struct server *server) {
  * leaves. */
 static void fit_limits(struct options *options) {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-    getrlimit(RLIMIT_NOFILE, &limit);
+    if (prlimit(0, RLIMIT_NOFILE, NULL, &limit) < 0) return;
+    struct rlimit raised = {limit.rlim_max, limit.rlim_max};
+    if (prlimit(0, RLIMIT_NOFILE, &raised, NULL) == 0) limit = raised;
     rlim_t kept = DESCRIPTORS_KEPT + REFUSALS_MAX;
     if (limit.rlim_cur <= 2 * kept) kept = limit.rlim_cur / 2;
     if (options->max_connections > limit.rlim_cur - kept)
@@ -567,10 +566,8 @@ static int read_listen(const char *text, struct options *options) {
 }
 
 static int read_max_connections(const char *text, struct options *options) {
-    char *end;
-    errno = 0;
-    unsigned long n = strtoul(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end || errno || n == 0 || n > 1000000)
+    uint64_t n;
+    if (!slice_number(slice_of(text), 1000000, &n) || n == 0)
         return usage_error("--max-connections: not a number from 1 to 1000000: '%s'", text);
     options->max_connections = (unsigned)n;
     return 0;

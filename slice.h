@@ -66,6 +66,17 @@ static inline size_t slice_utf8(struct slice s) {
     return length;
 }
 
+/* Reads decimal digits, and nothing else, as a number of at most max. Returns whether s is one. */
+static inline bool slice_number(struct slice s, uint64_t max, uint64_t *number) {
+    *number = 0;
+    for (size_t i = 0; i < s.n; i++) {
+        unsigned digit = (unsigned)s.p[i] - '0';
+        if (digit > 9 || digit > max || *number > (max - digit) / 10) return false;
+        *number = *number * 10 + digit;
+    }
+    return s.n > 0;
+}
+
 /* Whether s may name a room, a key or a user: 1 to ID_MAX_BYTES bytes of UTF-8 without a NUL. */
 static inline bool slice_is_id(struct slice s) {
     if (s.n == 0 || s.n > ID_MAX_BYTES) return false;

@@ -80,11 +80,44 @@ static void an_id_is_utf8_without_nul(void **state) {
             }
 }
 
+static void a_number_is_digits_up_to_a_limit(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        uint64_t max, number;
+        bool is_good;
+    } rows[] = {
+        {"0", 0, 0, true},
+        {"007", 9, 7, true},
+        {"1", 0, 0, false},
+        {"65535", 65535, 65535, true},
+        {"65536", 65535, 0, false},
+        {"655350", 65535, 0, false},
+        {"18446744073709551615", UINT64_MAX, UINT64_MAX, true},
+        {"18446744073709551616", UINT64_MAX, 0, false},
+        {"99999999999999999999", UINT64_MAX, 0, false},
+        {"", 9, 0, false},
+        {"-1", 9, 0, false},
+        {"+1", 9, 0, false},
+        {" 1", 9, 0, false},
+        {"1 ", 9, 0, false},
+        {"0x1", 99, 0, false},
+        {"\xb2", 9, 0, false},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint64_t number;
+        print_message("%s\n", rows[i].text);
+        assert_true(slice_number(slice_of(rows[i].text), rows[i].max, &number) == rows[i].is_good);
+        if (rows[i].is_good) assert_true(number == rows[i].number);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_bytes_end_before_the_first_other),
         cmocka_unit_test(plain_bytes_need_not_fill_a_word),
         cmocka_unit_test(an_id_is_utf8_without_nul),
+        cmocka_unit_test(a_number_is_digits_up_to_a_limit),
     };
     return cmocka_run_group_tests_name("slice", tests, NULL, NULL);
 }
