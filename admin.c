@@ -181,12 +181,12 @@ static void print_field(const char *before, struct slice text) {
 /* The date of http_date in the order of ISO 8601. */
 static void print_time(uint64_t time_ms) {
     static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    const char *month = months;
     char date[HTTP_DATE_BYTES];
     http_date((time_t)(time_ms / 1000), date); /* Thu, 01 Jan 1970 00:00:00 GMT */
-    unsigned month = 0;
-    while (memcmp(months + 3 * month, date + 8, 3) != 0) month++;
-    printf("%.4s-%02u-%.2sT%.8s.%03uZ", date + 12, month + 1, date + 5, date + 17,
-           (unsigned)(time_ms % 1000));
+    while (memcmp(month, date + 8, 3) != 0) month += 3;
+    printf("%.4s-%02d-%.2sT%.8s.%03uZ", date + 12, (int)(month - months) / 3 + 1, date + 5,
+           date + 17, (unsigned)(time_ms % 1000));
 }
 
 static int print_record(void *context, const struct store_record *record, uint64_t time_ms) {
