@@ -856,9 +856,12 @@ static void change_byte(size_t at, char value) {
     bytes[at] = value;
     unsigned line = line_of(at);
     if (line == 0) {
-        assert_refused(log, at >= LOG_FIRST_LINE_BYTES - 2 && strtoul(bytes + 18, NULL, 10) > 1
-                                ? "newer"
-                                : "not a log");
+        const char *version = bytes + LOG_FIRST_LINE_BYTES - 2;
+        bool is_number = *version >= '0' && *version <= '9'; /* strtoul looks beyond a newline */
+        assert_refused(log,
+                       at >= LOG_FIRST_LINE_BYTES - 2 && is_number && strtoul(version, NULL, 10) > 1
+                           ? "newer"
+                           : "not a log");
     } else if (at < sample.certified) {
         assert_damaged(log, sample.line_start[line]);
     } else {
