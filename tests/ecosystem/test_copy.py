@@ -90,13 +90,16 @@ def copy(source, target, **options):
 @contextlib.contextmanager
 def copying_on(source, target):
     """The script in its loop, until the end of the block; yields what it says."""
-    with subprocess.Popen([COPY_SH, source, target, "0.05"], stdin=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, start_new_session=True) as process:
-        try:
-            yield Lines(process.stderr)
-            assert process.poll() is None, "it has ended by itself"
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
+    process = subprocess.Popen([COPY_SH, source, target, "0.05"], stdin=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, start_new_session=True)
+    lines = Lines(process.stderr)
+    try:
+        yield lines
+        assert process.poll() is None, "it has ended by itself"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(TIMEOUT_S)
+        lines.all()  # which closes the pipe: nobody else may while it is being read
 
 
 def exported(data):
