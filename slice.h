@@ -1,5 +1,5 @@
 /*
- * slice.h: a run of bytes that somebody else owns, and what makes one an ID.
+ * slice.h: a run of bytes that somebody else owns, and what makes one an ID, or a number.
  *
  * Every room of the house passes these: http.c points them into a connection's buffer, access.c
  * into its two files, store.c at the records it writes. They live here, in a header without a .c,

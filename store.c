@@ -682,16 +682,16 @@ enum store_result store_set(struct store *store, const struct store_record *reco
     char escaped[3][LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
     struct room room =
         room_of(store, (struct slice){escaped[0], log_escape(record->room, escaped[0])});
-    table_prefetch(&store->durable, room.hash); /* and meanwhile: */
     struct timespec now;
+    table_prefetch(&store->durable, room.hash); /* it comes while the line is made */
     clock_gettime(CLOCK_REALTIME, &now);
-    struct log_line other,
-        line = {
-            .time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
-            .user = {escaped[1], log_escape(record->user, escaped[1])},
-            .room = room.escaped,
-            .key = {escaped[2], log_escape(record->key, escaped[2])},
-        };
+    struct log_line line = {
+        .time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
+        .user = {escaped[1], log_escape(record->user, escaped[1])},
+        .room = room.escaped,
+        .key = {escaped[2], log_escape(record->key, escaped[2])},
+    };
+    struct log_line other;
     *ticket = 0;
     enum match match = find_durable(store, room, buffer, &other);
     if (match != MATCH_NONE) return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
