@@ -22,9 +22,9 @@ struct access_log {
     char bytes[ACCESS_LOG_BYTES];
 };
 
-/* Opens the file, or opens it anew (after a rotation): it is appended to, and made, mode 0640, if it
- * is not there. A named pipe needs a reader. Returns 0, or -1, reported on standard error; then what
- * was open still is. May wait for the disk. */
+/* Opens the file, or opens it anew (after a rotation): it is appended to, and made, mode 0640, if
+ * it is not there. A named pipe needs a reader. Returns 0, or -1, reported on standard error; then
+ * what was open still is. May wait for the disk. */
 int access_log_open(struct access_log *log);
 
 /* Makes the line of a request that came through the socket fd at a date as http_date writes it. The

@@ -315,8 +315,8 @@ static int end_edit(const struct edit *edit, bool is_wanted) {
 
 #define TOKEN_CHARS 43 /* of six bits: 258 bits, as Rocket.Chat's own */
 
-/* Copies users without the lines of one user ("" is nobody), or, if hash is not empty, of one of the
- * user's tokens. Returns how many those are, or -1, reported. */
+/* Copies users without the lines of one user ("" is nobody), or, if hash is not empty, of one of
+ * the user's tokens. Returns how many those are, or -1, reported. */
 static int copy_users(const struct edit *edit, struct slice user, struct slice hash) {
     char *line = NULL;
     size_t space = 0;

@@ -26,7 +26,7 @@
  *   4. A request is counted and logged once, when its reply is certain: with the status that the
  *      client gets, or 499 if it has gone before the ticket of its set has settled.
  *   5. Buffers are bounded: less than one request in, OUT_LIMIT_BYTES and one reply out; an idle
- *      connection has none.
+ *      connection has none (SPARE_OUTBOXES empty ones, for whoever is next, belong to nobody).
  */
 #include "conn.h"
 
@@ -400,8 +400,8 @@ void conns_handle_event(struct conns *conns, struct source *source, uint32_t eve
         receive(conns, conn);
 }
 
-/* Requests that were received but held back: for a ticket, for replies to be taken first, or because
- * the others had not had their turn. */
+/* Requests that were received but held back: for a ticket, for replies to be taken first, or
+ * because the others had not had their turn. */
 void conns_apply_held_back(struct conns *conns) {
     struct conn *conn = conns->with_input;
     conns->with_input = NULL;

@@ -5,8 +5,8 @@
  *                                                     systemd's --> descriptor --describe--> text
  *
  * It knows addresses, Unix socket files and what systemd passes, and neither epoll nor connections.
- * What it refuses: host names (which address would be meant is the operator's to say) and ports past
- * 65535.
+ * What it refuses: host names (which address would be meant is the operator's to say) and ports
+ * past 65535.
  */
 #include "listen.h"
 #include "slice.h"
@@ -135,7 +135,8 @@ bool listen_is_address(const char *text) {
     return parse_address(text, &address);
 }
 
-/* A socket for an address, which is read into *address. Returns -1 with errno set if it cannot be. */
+/* A socket for an address, which is read into *address. Returns -1 with errno set if that cannot
+ * be. */
 static int open_socket(const char *text, int flags, struct address *address) {
     errno = EINVAL;
     if (!parse_address(text, address)) return -1;

@@ -38,8 +38,8 @@ int listen_count_passed(void);
  * 0, or -1 when the descriptor is no listening stream socket, TCP or Unix. */
 int listen_adopt(struct listener *listener, int fd);
 
-/* Connects to an address as listen_is_address takes it. Returns a socket on which each call takes at
- * most limit_s seconds, as connecting did, or -1 with errno set. */
+/* Connects to an address as listen_is_address takes it. Returns a socket on which each call takes
+ * at most limit_s seconds, as connecting did, or -1 with errno set. */
 int listen_connect(const char *text, int limit_s);
 
 /* Closes a listener; the path of a Unix socket that listen_open made is unlinked. */

@@ -79,8 +79,8 @@ struct log_span {
     bool is_whole; /* a newline ends it; otherwise it is too long for a line, or the file ends */
 };
 
-/* The next line. One that is too long comes in pieces, none but the last of them whole. Returns 1, 0
- * at the end, -1 with errno set. */
+/* The next line. One that is too long comes in pieces, none but the last of them whole. Returns 1,
+ * 0 at the end, -1 with errno set. */
 int log_read_line(struct log_reader *reader, struct log_span *span);
 
 /* After the span that log_read_line gave last, if that is no valid line: reading goes on where

@@ -270,8 +270,8 @@ static void move_horizon(struct server *server, int64_t asked_ms, int n) {
 /* The only place that sleeps. Returns the number of events. */
 static int wait_for_events(struct server *server, struct epoll_event *events) {
     int64_t asked_ms = clock_us() / 1000;
-    /* While sets wait for the disk nothing is urgent. Whoever else wants this processor goes first: a
-     * client most likely, whose next requests will then be found together. */
+    /* While sets wait for the disk nothing is urgent. Whoever else wants this processor goes first:
+     * a client most likely, whose next requests will then be found together. */
     if (server->conns.lists[CONN_COMMIT].first) sched_yield();
     int n = epoll_wait(server->conns.epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server, asked_ms));
     if (n < 0 && errno != EINTR) {
@@ -437,9 +437,9 @@ static void fit_limits(struct options *options) {
         options->max_connections = (unsigned)(limit.rlim_cur - kept);
 }
 
-/* Does not push a client off its processor for every request it sends: as a batch process the server
- * runs when the client has to wait, and finds the others' requests beside the first one. Less
- * switching, and fuller batches. Somebody who has chosen another policy for it has reasons. */
+/* Does not push a client off its processor for every request it sends: as a batch process the
+ * server runs when the client has to wait, and finds the others' requests beside the first one.
+ * Less switching, and fuller batches. Somebody who has chosen another policy for it has reasons. */
 static void prefer_gathering(void) {
     struct sched_param parameters;
     int policy;

@@ -8,8 +8,9 @@
  *
  * An auth token has 43 bytes and is one block. Everything specific to a processor is in compress():
  * 64 rounds of additions, rotations and logic, with no branch and no table look-up that depends on
- * the data, so that the time taken says nothing about it. It is there twice: in portable C, and with
- * the SHA extensions of x86 where the processor has them: for a token, in less than half the time.
+ * the data, so that the time taken says nothing about it. It is there twice: in portable C, and
+ * with the SHA extensions of x86 where the processor has them: for a token, in less than half the
+ * time.
  *
  * The names of the standard's functions and variables are kept: Ch, Maj, the four sigmas, a to h.
  */

@@ -101,8 +101,8 @@ struct batch {
     int64_t commit_us;  /* how long its write and sync took */
 };
 
-/* A line that was read back and found valid. Nothing on disk changes, so it stays so. Members who race
- * for a room ask for its line one after the other: the first of them reads it for all. */
+/* A line that was read back and found valid. Nothing on disk changes, so it stays so. Members who
+ * race for a room ask for its line one after the other: the first of them reads it for all. */
 struct recent {
     uint64_t offset; /* 0: none */
     size_t size;     /* without its newline */
@@ -278,8 +278,8 @@ static int index_oldest(struct replay *replay) {
     return LOG_VALID;
 }
 
-/* Has the line that was judged last wait in the place of the record that has waited longest, which is
- * indexed. Returns as index_oldest does. */
+/* Has the line that was judged last wait in the place of the record that has waited longest, which
+ * is indexed. Returns as index_oldest does. */
 static int index_later(struct replay *replay, uint64_t offset) {
     struct waiting *place = &replay->waiting[replay->turn % REPLAY_AHEAD];
     int result = index_oldest(replay);
@@ -299,8 +299,8 @@ static int index_waiting(struct replay *replay) {
 }
 
 /* Judges a line in its place and, if it is valid and holds a record, has that indexed. Returns the
- * fault of the first bad line (LOG_VALID if there is none), which is this one or one that waited and
- * is where the valid lines end now; or -1 with errno set. */
+ * fault of the first bad line (LOG_VALID if there is none), which is this one or one that waited
+ * and is where the valid lines end now; or -1 with errno set. */
 static int admit(struct replay *replay, const struct log_span *span) {
     struct log_line *line = &replay->line;
     enum log_fault fault = span->is_whole ? log_parse(span->text, line) : LOG_NOT_A_LINE;
