@@ -551,7 +551,7 @@ void api_answer(struct api *api, const struct http_request *request, struct api_
         reply->http.allow = route->allow;
     }
     reply->endpoint = route != NULL ? route->endpoint : AT_OTHER;
-    reply->http.head_only = slice_equal(request->method, SLICE("HEAD"));
+    reply->http.head_only = request->is_head;
 }
 
 void api_refuse(int status, const char *why, struct api_reply *reply) {

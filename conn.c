@@ -80,7 +80,7 @@ struct conn {
     struct conn *prev, *next; /* in the list of its state */
     struct conn *next_queued; /* in the write phase's queue, or in the one of conns with input */
     int64_t since_ms;         /* when it entered its state */
-    struct slice origin;      /* of the last request: whose scripts may read its reply */
+    struct slice origin;      /* of the last request, whole or not: who may read its reply */
     uint64_t ticket;          /* what the last reply rests on, 0 if nothing */
     size_t reply_begin;       /* while there is a ticket: where that reply begins in the outbox */
     struct metrics_request asked; /* of the last reply: what is counted once it is certain */
@@ -242,9 +242,11 @@ static void reply_to(struct conns *conns, struct conn *conn, const struct http_r
     if (!conn->ticket) note(conns, conn);
 }
 
-/* Ends a connection with an error reply. */
-static void refuse(struct conns *conns, struct conn *conn, int status, const char *why) {
+/* Ends a connection with an error reply, to a request that is not whole or to none (NULL). */
+static void refuse(struct conns *conns, struct conn *conn, const struct http_request *request,
+                   int status, const char *why) {
     api_refuse(status, why, &conns->reply);
+    conns->reply.http.head_only = request && request->is_head;
     conn->closing = true;
     reply_to(conns, conn, NULL);
 }
@@ -282,8 +284,7 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
         size_t size = in->end - in->begin;
         enum http_progress progress = http_parse(&in->request, in->bytes + in->begin, &size);
         in->end = in->begin + size;
-        if (progress == HTTP_DONE || progress == HTTP_ERROR)
-            conn->origin = api_origin(&conns->api, &in->request);
+        conn->origin = api_origin(&conns->api, &in->request); /* if this is all, a 408's */
         switch (progress) {
         case HTTP_CONTINUE: {
             char *to = reserve_out(conns, conn, sizeof HTTP_100_CONTINUE - 1);
@@ -295,7 +296,9 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
             return;
         }
         case HTTP_MORE: return;
-        case HTTP_ERROR: refuse(conns, conn, in->request.status, in->request.why); return;
+        case HTTP_ERROR:
+            refuse(conns, conn, &in->request, in->request.status, in->request.why);
+            return;
         case HTTP_DONE:
             in->begin += in->request.size;
             answer(conns, conn, &in->request, in->begin == in->end);
@@ -327,9 +330,8 @@ static struct inbox *make_room_in(struct inbox *in) {
         in->begin = 0;
     }
     if (in->end < in->capacity) return in;
-    size_t capacity = in->capacity * 2;
-    if (capacity > HTTP_MAX_REQUEST_BYTES && in->end < HTTP_MAX_REQUEST_BYTES)
-        capacity = HTTP_MAX_REQUEST_BYTES;
+    size_t capacity = in->capacity * 2; /* a full one is smaller than the largest request */
+    if (capacity > HTTP_MAX_REQUEST_BYTES) capacity = HTTP_MAX_REQUEST_BYTES;
     struct inbox *larger = realloc(in, sizeof *in + capacity);
     if (larger) larger->capacity = capacity;
     return larger;
@@ -353,15 +355,6 @@ static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox 
     queue_write(conns, conn);
 }
 
-/* The client has shut its end: what it has asked for is still answered. */
-static void note_end(struct conns *conns, struct conn *conn) {
-    conn->peer_done = true;
-    if (conn->state == CONN_LINGER)
-        close_conn(conns, conn); /* no test comes here: Linux reports both ends shut as EPOLLHUP */
-    else
-        queue_write(conns, conn);
-}
-
 static void receive(struct conns *conns, struct conn *conn) {
     struct inbox *in = conns->scratch;
     if (conn->in) {
@@ -376,7 +369,8 @@ static void receive(struct conns *conns, struct conn *conn) {
     if (n < 0) {
         if (errno != EAGAIN && errno != EINTR) close_conn(conns, conn);
     } else if (n == 0) {
-        note_end(conns, conn);
+        conn->peer_done = true; /* what it has asked for is still answered */
+        queue_write(conns, conn);
     } else if (conn->state != CONN_LINGER) { /* what a refused client still sends is dropped */
         in->end += (size_t)n;
         apply_and_keep(conns, conn, in);
@@ -443,7 +437,7 @@ static void expire(struct conns *conns, struct conn *conn) {
     bool owes_reply = (conn->state == CONN_HEAD || conn->state == CONN_BODY) && conn->in &&
                       conn->in->request.begun;
     if (owes_reply)
-        refuse(conns, conn, 408, "the request did not arrive in time");
+        refuse(conns, conn, &conn->in->request, 408, "the request did not arrive in time");
     else
         close_conn(conns, conn);
     if (conn->state == CONN_HEAD || conn->state == CONN_BODY)
@@ -602,7 +596,7 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
     if (!source_watch(conns->epoll_fd, &conn->source, EPOLL_CTL_ADD, EPOLLIN))
         close_conn(conns, conn);
     else if (is_refusal)
-        refuse(conns, conn, 503, "too many connections");
+        refuse(conns, conn, NULL, 503, "too many connections");
 }
 
 int64_t conns_wake_ms(const struct conns *conns) {

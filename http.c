@@ -39,6 +39,7 @@
  */
 #include "http.h"
 
+#include <arpa/inet.h>
 #include <strings.h>
 
 #define UNLIMITED SIZE_MAX
@@ -49,7 +50,7 @@ enum char_class {
     IN_TOKEN = 0x01,  /* tchar: methods, field names, chunk extensions (RFC 9110, 5.6.2) */
     IN_TARGET = 0x02, /* visible ASCII but '#', which no request-target has (RFC 9112, 3.2) */
     IN_VALUE = 0x04,  /* field values: visible, SP, HTAB, obs-text (RFC 9110, 5.5) */
-    IN_HOST = 0x08,   /* of a reg-name or an IPv4 address (RFC 3986, 3.2.2) */
+    IN_HOST = 0x08,   /* of a reg-name or an IPv4 address, but '%' (RFC 3986, 3.2.2) */
     IN_HEX = 0x10,
 };
 
@@ -59,7 +60,7 @@ static const unsigned char char_classes[256] = {
     /* clang-format off */
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x04, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
-    0x04, 0x0F, 0x06, 0x05, 0x0F, 0x0F, 0x0F, 0x0F, 0x0E, 0x0E, 0x0F, 0x0F, 0x0E, 0x0F, 0x0F, 0x06,
+    0x04, 0x0F, 0x06, 0x05, 0x0F, 0x07, 0x0F, 0x0F, 0x0E, 0x0E, 0x0F, 0x0F, 0x0E, 0x0F, 0x0F, 0x06,
     0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x06, 0x0E, 0x06, 0x0E, 0x06, 0x06,
     0x06, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F,
     0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x06, 0x06, 0x06, 0x07, 0x0F,
@@ -188,6 +189,8 @@ static enum step method(struct http_request *request, const char *p, size_t n) {
     request->_method_len = (uint16_t)(request->_pos - request->_method);
     if (p[request->_pos] != ' ' || request->_method_len == 0)
         return refuse(request, 400, "bad method");
+    request->is_head =
+        slice_equal((struct slice){p + request->_method, request->_method_len}, SLICE("HEAD"));
     request->_pos++;
     request->_target = (uint16_t)request->_pos;
     return go(request, TARGET);
@@ -206,19 +209,30 @@ static enum step target(struct http_request *request, const char *p, size_t n) {
     return go(request, VERSION);
 }
 
+/* Where the IP literal that s begins with ends: an IPv6 address in brackets; 0 if it is none. */
+static size_t ip_literal_end(struct slice s) {
+    char text[INET6_ADDRSTRLEN] = "";
+    struct in6_addr address;
+    const char *bracket = memchr(s.p, ']', s.n);
+    size_t n = bracket ? (size_t)(bracket - s.p) - 1 : 0;
+    if (n >= sizeof text) return 0;
+    memcpy(text, s.p + 1, n);
+    return inet_pton(AF_INET6, text, &address) == 1 ? n + 2 : 0;
+}
+
+/* Where the reg-name or IPv4 address that s begins with ends; a '%' stands before two digits. */
+static size_t name_end(struct slice s) {
+    size_t end = span(s.p, 0, s.n, IN_HOST);
+    while (s.n - end > 2 && s.p[end] == '%' && is(s.p[end + 1], IN_HEX) && is(s.p[end + 2], IN_HEX))
+        end = span(s.p, end + 3, s.n, IN_HOST);
+    return end;
+}
+
 /* Whether s is uri-host [ ":" port ] (RFC 3986, 3.2.2, without the IP addresses of the future). No
  * user information: RFC 9110, 4.2.4. */
 static bool is_host(struct slice s, bool needs_port) {
-    size_t end;
-    if (s.n > 0 && s.p[0] == '[') {
-        end = 1;
-        while (end < s.n && (is(s.p[end], IN_HEX) || s.p[end] == ':' || s.p[end] == '.')) end++;
-        if (end == 1 || end == s.n || s.p[end] != ']') return false;
-        end++;
-    } else {
-        end = span(s.p, 0, s.n, IN_HOST);
-        if (end == 0) return false;
-    }
+    size_t end = s.n > 0 && s.p[0] == '[' ? ip_literal_end(s) : name_end(s);
+    if (end == 0) return false;
     if (end == s.n) return !needs_port;
     size_t digits = end + 1;
     while (digits < s.n && is_digit(s.p[digits])) digits++;
@@ -251,7 +265,8 @@ static size_t authority_end(struct slice s) {
 }
 
 /* Splits an origin-form or absolute-form target from byte skip on. */
-static void split_target(struct http_request *request, struct slice s, size_t skip) {
+static void split_target(struct http_request *request, struct slice s, size_t skip,
+                         bool is_options) {
     const char *mark = memchr(s.p + skip, '?', s.n - skip);
     size_t path_end = mark ? (size_t)(mark - s.p) : s.n;
     size_t query = mark ? path_end + 1 : s.n;
@@ -259,8 +274,9 @@ static void split_target(struct http_request *request, struct slice s, size_t sk
     request->_query_len = (uint16_t)(s.n - query);
     request->_path = (uint16_t)(request->_target + skip);
     request->_path_len = (uint16_t)(path_end - skip);
-    if (request->_path_len == 0) {
-        /* No path means "/" (RFC 9110, 4.2.3): point at the second slash of the scheme's "//". */
+    if (request->_path_len == 0 && !(is_options && !mark)) {
+        /* No path means "/" (RFC 9110, 4.2.3): point at the second slash of the scheme's "//". Only
+         * OPTIONS without a query means "*" with it, and has no path (RFC 9112, 3.2.4). */
         request->_path = (uint16_t)(request->_target + scheme_length(s) - 1);
         request->_path_len = 1;
     }
@@ -271,7 +287,8 @@ static enum step judge_target(struct http_request *request, const char *p) {
     struct slice m = {p + request->_method, request->_method_len};
     struct slice s = {p + request->_target, request->_target_len};
     bool is_connect = slice_equal(m, SLICE("CONNECT"));
-    bool is_asterisk = slice_equal(s, SLICE("*")) && slice_equal(m, SLICE("OPTIONS"));
+    bool is_options = slice_equal(m, SLICE("OPTIONS"));
+    bool is_asterisk = is_options && slice_equal(s, SLICE("*"));
     if (is_asterisk || (is_connect && is_host(s, true))) {
         request->_path = request->_target;
         request->_path_len = request->_target_len;
@@ -280,7 +297,7 @@ static enum step judge_target(struct http_request *request, const char *p) {
     size_t skip = s.p[0] == '/' ? 0 : authority_end(s);
     if (is_connect || (skip == 0 && s.p[0] != '/'))
         return refuse(request, 400, "bad request target");
-    split_target(request, s, skip);
+    split_target(request, s, skip, is_options);
     return go(request, FIELD_START);
 }
 
@@ -607,6 +624,7 @@ static void drop_framing(struct http_request *request, char *p, size_t *size) {
 static void fill_slices(struct http_request *request, const char *p) {
     request->method = (struct slice){p + request->_method, request->_method_len};
     request->path = (struct slice){p + request->_path, request->_path_len};
+    if (request->_path_len == 0) request->path = SLICE("*");
     request->query = (struct slice){p + request->_query, request->_query_len};
     request->body = (struct slice){p + request->_head_size, request->_body_size};
     request->size = request->_pos;

@@ -54,8 +54,10 @@ struct http_request {
     const char *why;
 
     /* Any time: the request has begun (so a silent client is owed a 408; an empty line before it
-     * does not count), and its head is complete (so it is the body that is waited for). */
+     * does not count); it is a HEAD, to which even a refusal has no content (RFC 9110, 9.3.2); its
+     * head is complete (so it is the body that is waited for). */
     bool begun;
+    bool is_head;
     bool head_done;
 
     /* The parser's own; offsets into the buffer where nothing else is said. */

@@ -92,6 +92,25 @@ def test_a_request_that_stops_is_cut_off(quick, part):
         silent.end()
 
 
+def test_a_head_that_stops_is_told_so_without_content(quick):
+    with quick.client() as silent:
+        silent.send(b"HEAD /healthz HTTP/1.1\r\n")
+        assert silent.reply(to_head=True).status == 408
+        silent.end()
+
+
+def test_a_page_may_read_that_its_request_stopped(serve):
+    """Of the request that stopped, not of the one before it."""
+    quick = serve("--cors", "https://a.example,https://b.example",
+                  program=binary("ROOMKEYD_QUICK"))
+    with quick.client() as client:
+        client.ask(request("GET", "/healthz", (("Origin", "https://a.example"),)))
+        client.send(request("POST", "/", (("Origin", "https://b.example"), ("Content-Length", "5"))))
+        reply = client.reply()
+        assert reply.status == 408
+        assert reply.field("Access-Control-Allow-Origin") == "https://b.example"
+
+
 def test_idle_connections_are_closed_without_a_word(quick):
     with quick.client() as fresh, quick.client() as used:
         assert used.ask(HEALTHZ).status == 200

@@ -291,6 +291,11 @@ static const struct row target_rows[] = {
     {"one with another scheme", GET("ftp://h/a", ""), REFUSED(400)},
     {"half a scheme", GET("http:/h/a", ""), REFUSED(400)},
     {"the asterisk of OPTIONS", BARE("OPTIONS * HTTP/1.1"), FINE, .method = "OPTIONS", .path = "*"},
+    {"an origin of OPTIONS", BARE("OPTIONS http://h HTTP/1.1"), FINE, .method = "OPTIONS",
+     .path = "*"},
+    {"an origin and a slash", BARE("OPTIONS http://h/ HTTP/1.1"), FINE, .method = "OPTIONS"},
+    {"an origin and a query", BARE("OPTIONS http://h?a HTTP/1.1"), FINE, .method = "OPTIONS",
+     .query = "a"},
     {"the asterisk of another method", GET("*", ""), REFUSED(400)},
     {"the asterisk and more", BARE("OPTIONS *a HTTP/1.1"), REFUSED(400)},
     {"a path for OPTIONS", BARE("OPTIONS /a HTTP/1.1"), FINE, .method = "OPTIONS", .path = "/a"},
@@ -359,6 +364,19 @@ static const struct row host_rows[] = {
     {"an empty IPv6 address", IN("GET / HTTP/1.1\r\nHost: []\r\n\r\n"), REFUSED(400)},
     {"an IPv6 address and rubbish", IN("GET / HTTP/1.1\r\nHost: [::1]a\r\n\r\n"), REFUSED(400)},
     {"an IPv6 address not closed", IN("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n"), REFUSED(400)},
+    {"no IPv6 address", IN("GET / HTTP/1.1\r\nHost: [1::2::3]\r\n\r\n"), REFUSED(400)},
+    {"an IPv4 address in brackets", IN("GET / HTTP/1.1\r\nHost: [1.2.3.4]\r\n\r\n"), REFUSED(400)},
+    {"the longest IPv6 address",
+     IN("GET / HTTP/1.1\r\nHost: [1111:2222:3333:4444:5555:6666:255.255.255.255]:80\r\n\r\n"),
+     FINE},
+    {"a longer one",
+     IN("GET / HTTP/1.1\r\nHost: [0000000000000000000000000000000000000000000::1]"
+        "\r\n\r\n"),
+     REFUSED(400)},
+    {"percents", IN("GET / HTTP/1.1\r\nHost: %c3%A9a%20:80\r\n\r\n"), FINE},
+    {"a percent at the end", IN("GET / HTTP/1.1\r\nHost: a%\r\n\r\n"), REFUSED(400)},
+    {"a percent and a digit", IN("GET / HTTP/1.1\r\nHost: a%c\r\n\r\n"), REFUSED(400)},
+    {"a percent and no digit", IN("GET / HTTP/1.1\r\nHost: a%cg\r\n\r\n"), REFUSED(400)},
     {"a zone in an IPv6 address", IN("GET / HTTP/1.1\r\nHost: [::1%25eth0]\r\n\r\n"), REFUSED(400)},
     {"a port alone", IN("GET / HTTP/1.1\r\nHost: :80\r\n\r\n"), REFUSED(400)},
     {"letters in the port", IN("GET / HTTP/1.1\r\nHost: h:8a\r\n\r\n"), REFUSED(400)},
@@ -664,9 +682,7 @@ static bool is_target_char(unsigned byte) { return byte > 0x20 && byte < 0x7F &&
 
 static bool is_value_char(unsigned byte) { return byte == '\t' || (byte >= 0x20 && byte != 0x7F); }
 
-static bool is_host_char(unsigned byte) {
-    return is_alnum(byte) || is_in(byte, "-._~!$&'()*+,;=%");
-}
+static bool is_host_char(unsigned byte) { return is_alnum(byte) || is_in(byte, "-._~!$&'()*+,;="); }
 
 static bool is_name_char(unsigned byte) {
     return is_tchar(byte) || byte == ':'; /* "A:a: b" is a name and a value */
@@ -1263,7 +1279,8 @@ static void test_origins(void **state) {
                                       "http://h/", "http://h:",  "http://h:x",  "http://:1",
                                       "http://*",  "*",          "http://*.h",  "http://h#",
                                       "http://h?", "http://a@h", "http://[::1", "ws://h",
-                                      "null",      "http://h ",  " http://h",   "http://h\r\nX: y"};
+                                      "null",      "http://h ",  " http://h",   "http://h\r\nX: y",
+                                      "http://%",  "http://[.]"};
     for (size_t i = 0; i < COUNT(good); i++) assert_true(http_is_origin(slice_of(good[i])));
     for (size_t i = 0; i < COUNT(bad); i++) assert_false(http_is_origin(slice_of(bad[i])));
     char longest[HTTP_MAX_ORIGIN_BYTES + 1];

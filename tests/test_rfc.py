@@ -206,6 +206,9 @@ TARGETS = [
     ("9112 3.2.3", "CONNECT to a path", line("CONNECT /healthz HTTP/1.1"), "400 close"),
     ("9112 3.2.3", "CONNECT in absolute-form", line("CONNECT http://h:80/ HTTP/1.1"), "400 close"),
     ("9112 3.2.4", "asterisk-form", line("OPTIONS * HTTP/1.1"), "204 open"),
+    ("9112 3.2.4", "OPTIONS of an origin", line("OPTIONS http://h:80 HTTP/1.1"), "204 open"),
+    ("9110 4.2.3", "OPTIONS of the path /", line("OPTIONS http://h/ HTTP/1.1"), "404 open"),
+    ("9112 3.2.4", "OPTIONS of a query", line("OPTIONS http://h? HTTP/1.1"), "404 open"),
     ("9112 3.2.4", "of another method", line("GET * HTTP/1.1"), "400 close"),
     ("9112 3.2.4", "the asterisk and more", line("OPTIONS *a HTTP/1.1"), "400 close"),
     ("9112 3.2.4", "OPTIONS of a path", line("OPTIONS /healthz HTTP/1.1"), "204 open"),
@@ -232,6 +235,9 @@ HOSTS = [
     ("9110 7.2", "a port alone", host(" :80"), "400 close"),
     ("9110 7.2", "a raw byte", host(" h\xe9"), "400 close"),
     ("9110 7.2", "an address that is not closed", host(" [::1"), "400 close"),
+    ("9110 7.2", "an address in brackets that is none", host(" [1::2::3]"), "400 close"),
+    ("9110 7.2", "a byte in percents", host(" h%c3%A9.example:80"), "200 open"),
+    ("9110 7.2", "a percent and no byte", host(" h%c"), "400 close"),
 ]
 
 FIELDS = [
@@ -512,6 +518,11 @@ REPLIES = [
     ("9110 9.3.2", "HEAD in HTTP/1.0", head("HEAD /healthz HTTP/1.0"), "HEAD:200 close"),
     ("9110 9.3.2", "HEAD with a body", line("HEAD / HTTP/1.1", "Content-Length: 2") + b"{}",
      "HEAD:404 open"),
+    ("9110 9.3.2", "a refused HEAD", line("HEAD /healthz HTTP/1.1", "Expect: x"), "HEAD:417 close"),
+    ("9110 9.3.2", "HEAD without a Host", head("HEAD /healthz HTTP/1.1"), "HEAD:400 close"),
+    ("9110 9.3.2", "HEAD of a long target",
+     line("HEAD /".ljust(TARGET_LIMIT + 6, "x") + " HTTP/1.1"), "HEAD:414 close"),
+    ("9110 9.3.2", "HEAD of another version", line("HEAD / HTTP/2.0"), "HEAD:505 close"),
     ("9110 9.3.7", "OPTIONS with a body", line("OPTIONS * HTTP/1.1", "Content-Length: 2") + b"{}",
      "204 open"),
     ("9110 15.3.5", "204 between two replies", OK + line("OPTIONS * HTTP/1.1") + OK,
@@ -532,7 +543,7 @@ REPLIES = [
           *["Content-Type: application/json"] * 2), "415 open"),
     ("9110 12.5.1", "Accept is passed over", get("Accept: image/png", "Accept-Encoding: gzip"),
      "200 open"),
-    ("9110 13.1", "conditions are passed over", get("If-None-Match: *", "If-Match: x"), "200 open"),
+    ("9110 13.1", "a server that knows no conditions passes them over", get("If-None-Match: *", "If-Match: x"), "200 open"),
     ("9110 14.2", "ranges are passed over", get("Range: bytes=0-0"), "200 open"),
 ]
 
