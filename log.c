@@ -90,6 +90,9 @@ static char *put_decimal(char *out, uint64_t value) {
     return out + n;
 }
 
+/* The bytes that would end a field or a line, and what is written after a backslash for each. */
+static const char ESCAPED[] = "\t\n\r\\", LETTERS[] = "tnr\\";
+
 /* Nearly every byte: one look for all that are escaped, and a few that are not. */
 static bool is_written_as_such(char c) { return (unsigned char)c > '\r' && c != '\\'; }
 
@@ -103,20 +106,11 @@ size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
             *out++ = c;
             continue;
         }
-        char letter = c == '\t' ? 't' : c == '\n' ? 'n' : c == '\r' ? 'r' : c == '\\' ? '\\' : 0;
-        if (letter) *out++ = '\\';
-        *out++ = letter ? letter : c;
+        const char *escaped = memchr(ESCAPED, c, sizeof ESCAPED - 1);
+        if (escaped) *out++ = '\\';
+        *out++ = escaped ? LETTERS[escaped - ESCAPED] : c;
     }
     return (size_t)(out - start);
-}
-
-/* The byte that the letter after a backslash stands for, or 0 if it is none of log_escape's. */
-static char unescaped_letter(char letter) {
-    return letter == 't'    ? '\t'
-           : letter == 'n'  ? '\n'
-           : letter == 'r'  ? '\r'
-           : letter == '\\' ? '\\'
-                            : 0;
 }
 
 size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
@@ -130,8 +124,12 @@ size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
             out[n++] = c;
             continue;
         }
-        if (c == '\t' || c == '\n' || c == '\r') return 0; /* these are always escaped */
-        if (c == '\\' && (++i == field.n || !(c = unescaped_letter(field.p[i])))) return 0;
+        if (memchr(ESCAPED, c, sizeof ESCAPED - 1)) {
+            const char *letter =
+                c == '\\' && ++i < field.n ? memchr(LETTERS, field.p[i], sizeof LETTERS - 1) : NULL;
+            if (!letter) return 0; /* ESCAPED as it is, or a backslash before anything else */
+            c = ESCAPED[letter - LETTERS];
+        }
         out[n++] = c;
     }
     return n;
@@ -318,6 +316,8 @@ int log_read_line(struct log_reader *reader, struct log_span *span) {
     span->text = (struct slice){start, newline ? (size_t)(newline - start) : window};
     span->offset = reader->offset;
     span->is_whole = newline != NULL;
+    span->is_inside = reader->is_inside;
+    reader->is_inside = !span->is_whole;
     consume(reader, span->text.n + span->is_whole);
     return 1;
 }
@@ -326,6 +326,7 @@ int log_read_line(struct log_reader *reader, struct log_span *span) {
 static void go_back(struct log_reader *reader, uint64_t offset) {
     reader->begin -= (size_t)(reader->offset - offset);
     reader->offset = offset;
+    reader->is_inside = true;
 }
 
 void log_look_inside(struct log_reader *reader, const struct log_span *span) {
@@ -344,7 +345,9 @@ void log_look_inside(struct log_reader *reader, const struct log_span *span) {
 
 /* Makes the log, complete with its first line, or not at all. */
 static int create_log(int dir_fd, struct log_failure why) {
-    int fd = openat(dir_fd, LOG_BIRTH_NAME, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int fd = -1; /* what a crash has left goes first; so does somebody's link, unfollowed */
+    if (unlinkat(dir_fd, LOG_BIRTH_NAME, 0) == 0 || errno == ENOENT)
+        fd = openat(dir_fd, LOG_BIRTH_NAME, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return log_fail(why, LOG_NAME ": cannot make it: %s", strerror(errno));
     int result = log_write_at(fd, SLICE(LOG_FIRST_LINE), 0);
     if (result == 0) result = log_sync_all(fd);

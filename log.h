@@ -69,14 +69,16 @@ struct log_reader {
     char *buffer;    /* LOG_READ_BUFFER_BYTES */
     uint64_t offset; /* where the next line begins in the file; set it to begin there */
     size_t begin, end;
-    bool at_end; /* nothing more in the file than in the buffer */
+    bool is_inside; /* the next line begins inside one that is bad */
+    bool at_end;    /* nothing more in the file than in the buffer */
 };
 
 /* Bytes that may be a line. */
 struct log_span {
     struct slice text; /* without the newline; lives until the next call */
     uint64_t offset;   /* in the file */
-    bool is_whole; /* a newline ends it; otherwise it is too long for a line, or the file ends */
+    bool is_whole;  /* a newline ends it; otherwise it is too long for a line, or the file ends */
+    bool is_inside; /* no newline stands before it */
 };
 
 /* The next line. One that is too long comes in pieces, none but the last of them whole. Returns 1,

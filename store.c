@@ -80,6 +80,10 @@
 #define COLLECT_AHEAD     8          /* likewise between two entries of a batch */
 #define RECENT_LINES      16         /* read back, and kept */
 
+/* While the disk hangs, clients may come, set and go. It is more than IMPORT_BATCH of the longest
+ * lines, and than as many clients as the limit usually is. */
+#define BATCH_MAX_BYTES (32u << 20)
+
 /* ------------------------------------------------------------------------ types */
 
 /* One set in a batch: what the durable index needs to know of it once it is on disk. */
@@ -161,7 +165,7 @@ static struct room room_of(const struct store *store, struct slice escaped) {
 enum match { MATCH_NONE, MATCH_FOUND, MATCH_ERROR };
 
 /* Reads the line of a durable record back from the log; *line then points into buffer. Returns
- * MATCH_FOUND or MATCH_ERROR, told once. */
+ * MATCH_FOUND, or MATCH_ERROR with errno set, told once. */
 static enum match read_back(struct store *store, uint64_t offset, char buffer[LOG_LINE_MAX_BYTES],
                             struct log_line *line) {
     struct recent *recent = &store->recent[offset % RECENT_LINES];
@@ -186,10 +190,12 @@ static enum match read_back(struct store *store, uint64_t offset, char buffer[LO
         }
         return MATCH_FOUND;
     }
+    int error = n < 0 ? errno : EIO;
     if (!store->read_failure_told)
         fprintf(stderr, "roomkeyd: %s: cannot read the record at byte %" PRIu64 " back: %s\n",
-                LOG_NAME, offset, n < 0 ? strerror(errno) : "it has changed on disk");
+                LOG_NAME, offset, n < 0 ? strerror(error) : "it has changed on disk");
     store->read_failure_told = true;
+    errno = error;
     return MATCH_ERROR;
 }
 
@@ -298,6 +304,23 @@ static int index_waiting(struct replay *replay) {
     return result;
 }
 
+/* The offset before which all was on disk, by the word of a line in its place or behind a bad one.
+ * Inside a bad line little is believed: where a crash has lost the beginning of a line, the rest is
+ * what a client chose. It is easy to choose a key ID so that this looks like a line of a newer
+ * roomkeyd. A seal leaves nothing to choose but its offset, and hardly any that the log can have
+ * reached fits the checksum. */
+static uint64_t certified_by(const struct log_span *span, enum log_fault fault,
+                             const struct log_line *line) {
+    if (fault == LOG_NEWER) return span->is_inside ? 0 : UINT64_MAX;
+    if (fault != LOG_VALID && fault != LOG_ROOM_TWICE) return 0;
+    return span->is_inside && line->batch / 2 > span->offset ? 0 : line->batch;
+}
+
+static void certify(struct replay *replay, const struct log_span *span, enum log_fault fault) {
+    uint64_t certified = certified_by(span, fault, &replay->line);
+    if (certified > replay->certified) replay->certified = certified;
+}
+
 /* Judges a line in its place and, if it is valid and holds a record, has that indexed. Returns the
  * fault of the first bad line (LOG_VALID if there is none), which is this one or one that waited
  * and is where the valid lines end now; or -1 with errno set. */
@@ -312,7 +335,7 @@ static int admit(struct replay *replay, const struct log_span *span) {
         if (result != LOG_VALID) return result;
     }
     replay->batch = line->batch;
-    if (line->batch > replay->certified) replay->certified = line->batch;
+    certify(replay, span, LOG_VALID);
     replay->end = span->offset + span->text.n + 1;
     replay->last_is_seal = line->is_seal;
     return LOG_VALID;
@@ -320,7 +343,7 @@ static int admit(struct replay *replay, const struct log_span *span) {
 
 /* Looks in and behind a bad line, which the reader has yet to give, for lines that certify it: at
  * any offset, since bytes may have been lost or added. Returns 0 with *highest the highest BATCH
- * found (0 if none), or -1 with errno set. A line of a newer roomkeyd certifies everything. */
+ * found (0 if none), or -1 with errno set. */
 static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     struct log_span span;
     struct log_line line;
@@ -328,8 +351,8 @@ static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     *highest = 0;
     while ((got = log_read_line(reader, &span)) > 0) {
         enum log_fault fault = span.is_whole ? log_parse(span.text, &line) : LOG_NOT_A_LINE;
-        if (fault == LOG_NEWER) *highest = UINT64_MAX;
-        if (fault == LOG_VALID && line.batch > *highest) *highest = line.batch;
+        uint64_t certified = certified_by(&span, fault, &line);
+        if (certified > *highest) *highest = certified;
         if (fault != LOG_VALID) log_look_inside(reader, &span);
     }
     return got;
@@ -663,6 +686,7 @@ static enum store_result take_record(struct store *store, struct log_line *line,
             *ticket = on_their_way[i]->number;
             return STORE_EXISTS;
         }
+    if (open->size > BATCH_MAX_BYTES) return STORE_UNAVAILABLE;
     if (!make_room(open) || table_reserve(&open->index, room.hash) < 0) return STORE_UNAVAILABLE;
     if (table_reserve(&store->durable, room.hash) < 0) {
         table_release(&open->index, room.hash);
@@ -844,19 +868,25 @@ static int visit_record(const struct store_inspection *inspection, const struct 
     return inspection->visit(inspection->context, &record, line->time_ms);
 }
 
+/* Judges a line, and its room at once. Returns as admit does. */
+static int judge(struct replay *replay, const struct log_span *span) {
+    int fault = admit(replay, span);
+    return fault == LOG_VALID ? index_waiting(replay) : fault;
+}
+
 /* Judges one line and counts it. Returns 0, or -1 with errno set. */
 static int inspect_line(struct replay *replay, struct store_inspection *inspection,
                         const struct log_span *span) {
-    int fault = admit(replay, span);
-    if (fault == LOG_VALID) fault = index_waiting(replay);
-    if (fault < 0) return -1;
-    if (fault != LOG_VALID && !replay->is_broken) {
+    int fault = judge(replay, span);
+    if (fault > LOG_VALID && !replay->is_broken) {
         inspection->fault = log_fault_text((enum log_fault)fault);
         inspection->fault_offset = span->offset;
-        inspection->is_damaged = fault == LOG_NEWER; /* or when a later line certifies it */
         replay->is_broken = true;
+        if (fault == LOG_BAD_BATCH) fault = judge(replay, span); /* what is wrong is before it */
     }
+    if (fault < 0) return -1;
     if (fault != LOG_VALID) {
+        certify(replay, span, (enum log_fault)fault);
         log_look_inside(&replay->reader, span);
         return 0;
     }
@@ -888,9 +918,8 @@ static int inspect_log(struct store *store, struct store_inspection *inspection,
     if (got < 0 || log_sync_data(store->log_fd) < 0)
         got = log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
     free(replay.reader.buffer);
-    inspection->certified = replay.certified;
     if (!inspection->fault) inspection->fault_offset = inspection->size;
-    if (inspection->fault_offset < replay.certified) inspection->is_damaged = true;
+    inspection->is_damaged = inspection->fault_offset < replay.certified;
     return got < 0 ? -1 : 0;
 }
 

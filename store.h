@@ -100,7 +100,6 @@ struct store_inspection {
     uint64_t limit; /* of bytes to look at, 0 for all */
 
     uint64_t size;          /* bytes looked at */
-    uint64_t certified;     /* what stands before this offset was on disk, by the log's own word */
     uint64_t records;       /* valid ones before the first bad line */
     uint64_t records_after; /* and behind it */
     const char *fault;      /* what is wrong with the first bad line, NULL if there is none */

@@ -13,7 +13,8 @@
  *
  * The oracle is a model of what a replay has to do, written from the rules and not from store.c: it
  * looks for certifying lines at every single offset, and for a room by going through all of them.
- * - The store opens or refuses as the model says. Refused, the directory is as it was.
+ * - The store opens or refuses as the model says, and store_inspect has said so before. Refused,
+ *   the directory is as it was.
  * - Opened, the log is the model's valid lines, byte for byte; what was cut off is in
  *   keys.log.torn-N.
  * - Every record in them is answered, a set of its room is refused, and a set of a new room is
@@ -163,14 +164,18 @@ static bool admit(struct model *model, uint64_t *batch) {
 
 /* Whether something from the bad line on shows that the bad line was on disk once: a line with a
  * later BATCH, or one of a newer roomkeyd. What stands inside a valid line is a record's, though it
- * may look like a line. */
+ * may look like a line; so may what stands inside a bad one, where only a BATCH of this log's size
+ * is believed. */
 static bool is_certified(const struct model *model) {
     for (size_t at = model->end; at < model->log.n; at++) {
         struct slice text;
         struct log_line line;
         if (!whole_line(model->log, at, &text)) continue;
         enum log_fault fault = parse(text, &line);
-        if (fault == LOG_NEWER || (fault == LOG_VALID && line.batch > model->end)) return true;
+        bool is_inside = at > model->end && model->log.p[at - 1] != '\n';
+        bool is_believed = !is_inside || (fault == LOG_VALID && line.batch / 2 <= at);
+        if (is_believed && (fault == LOG_NEWER || (fault == LOG_VALID && line.batch > model->end)))
+            return true;
         if (fault == LOG_VALID) at += text.n;
     }
     return false;
@@ -288,6 +293,21 @@ static void check_opened(struct store *store, const char *dir, struct model *mod
     free(closed.p);
 }
 
+/* What check and export go by: whether the log is damaged and where, and how many records are
+ * whole. */
+static void check_inspection(const char *dir, const struct model *model) {
+    char why[256];
+    struct store_inspection inspection = {.visit = NULL};
+    if (model->end == 0) { /* not a log, or none yet */
+        REQUIRE(store_inspect(dir, &inspection, why, sizeof why) < 0);
+        return;
+    }
+    REQUIRE(store_inspect(dir, &inspection, why, sizeof why) == 0);
+    REQUIRE(inspection.is_damaged == !model->opens);
+    REQUIRE(inspection.fault_offset == model->end);
+    REQUIRE(inspection.records == model->records);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct fuzz_text log = fill_in((struct slice){(const char *)data, size});
     struct model *model = calloc(1, sizeof *model);
@@ -301,6 +321,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     /* What the store tells people about a torn tail is not for here. */
     FILE *standard_error = stderr;
     stderr = fopen("/dev/null", "w");
+    check_inspection(dir, model);
     struct store *store = open_store(dir);
     REQUIRE((store != NULL) == model->opens);
     if (store != NULL) {

@@ -441,6 +441,16 @@ static void assert_lines_there(unsigned lines) {
         assert_key(sample_rooms[i], i + 1 < lines ? sample_key(i) : NULL);
 }
 
+/* What people are told of a log agrees with what a start makes of it. */
+static void assert_inspected(bool is_damaged, size_t at) {
+    struct store_inspection inspection = {.visit = NULL};
+    char why[256];
+    assert_int_equal(store_inspect(scene.dir, &inspection, why, sizeof why), 0);
+    assert_int_equal(inspection.is_damaged, is_damaged);
+    assert_int_equal(inspection.fault_offset, at);
+    assert_non_null(inspection.fault);
+}
+
 /* Opening fails for this reason, and changes nothing. */
 static void assert_refused(struct slice log, const char *reason) {
     empty_dir();
@@ -457,6 +467,7 @@ static void assert_damaged(struct slice log, size_t at) {
     snprintf(reason, sizeof reason, "/keys.log: damaged at byte %zu: ", at);
     const char *name = strrchr(reason, '/') + 1;
     assert_refused(log, name);
+    assert_inspected(true, at);
 }
 
 /* Opens, with the bytes from `at` on moved to a file of their own, byte for byte. */
@@ -464,6 +475,7 @@ static void assert_torn(struct slice log, size_t at) {
     char name[64], message[256];
     empty_dir();
     write_log(log);
+    assert_inspected(false, at);
     open_store();
     snprintf(name, sizeof name, LOG_NAME ".torn-%zu", at);
     snprintf(message, sizeof message,
@@ -796,6 +808,30 @@ static void a_log_may_be_longer_than_any_buffer(void **state) {
 }
 
 /* What one large batch needed is given back behind it, and the next ones begin anew. */
+/* As when the disk hangs, and clients come, set and go. */
+static void a_batch_that_nobody_takes_has_an_end(void **state) {
+    (void)state;
+    char room[ID_MAX_BYTES], key[ID_MAX_BYTES];
+    uint64_t ticket, sets = 0;
+    enum store_result result;
+    memset(room, '\n', sizeof room);
+    memset(key, '\n', sizeof key);
+    open_store();
+    do {
+        memcpy(room, &sets, sizeof sets);
+        result =
+            set_slices((struct slice){room, sizeof room}, (struct slice){key, sizeof key}, &ticket);
+        sets += result == STORE_OK;
+        room[8] = '.'; /* behind the number, which may hold a NUL */
+    } while (result == STORE_OK);
+    assert_int_equal(result, STORE_UNAVAILABLE);
+    must_commit();
+    assert_in_range(store_log_bytes(scene.store), 32u << 20, 33u << 20);
+    assert_int_equal(store_key_ids(scene.store), sets);
+    must_set("afterwards", "key");
+    must_commit();
+}
+
 static void a_batch_may_be_larger_than_any_other(void **state) {
     (void)state;
     enum { ROOMS = 70000, BATCHES = 3 };
@@ -910,6 +946,15 @@ static struct slice join(const unsigned (*pieces)[2], size_t count) {
     join((const unsigned[][2]){__VA_ARGS__},                                                       \
          sizeof((const unsigned[][2]){__VA_ARGS__}) / sizeof(unsigned[2]))
 
+/* How many records of a damaged log are still to be had. */
+static uint64_t count_salvaged(void) {
+    struct store_inspection inspection = {.visit = NULL};
+    char why[256];
+    assert_int_equal(store_inspect(scene.dir, &inspection, why, sizeof why), 0);
+    assert_true(inspection.is_damaged);
+    return inspection.records + inspection.records_after;
+}
+
 static void lines_lost_moved_or_doubled_are_damage(void **state) {
     (void)state;
     for (int with_seal = 0; with_seal < 2; with_seal++) {
@@ -917,10 +962,14 @@ static void lines_lost_moved_or_doubled_are_damage(void **state) {
         unsigned end = sample.lines;
         for (unsigned line = 1; line < 4; line++) {
             assert_refused(PIECES({0, line}, {line + 1, end}), "keys.log: damaged at byte ");
+            assert_int_equal(count_salvaged(), SAMPLE_RECORDS - 1);
             size_t at = sample.line_start[line + 1];
             if (at < sample.certified) assert_damaged(PIECES({0, line + 1}, {line, end}), at);
         }
         assert_damaged(PIECES({0, 2}, {3, 4}, {2, 3}, {4, end}), sample.line_start[2]);
+        assert_int_equal(count_salvaged(), SAMPLE_RECORDS);
+        if (with_seal) /* the seal alone tells */
+            assert_damaged(PIECES({0, end - 2}, {end - 1, end}), sample.line_start[end - 2]);
     }
 }
 
@@ -1032,6 +1081,38 @@ static void what_certifies_is_found_behind_anything(void **state) {
             memcpy(filler + sizes[i], seal.p, seal.n);
             assert_damaged(with_tail((struct slice){filler, sizes[i] + seal.n}), sample.size);
         }
+}
+
+/* A user chooses what stands behind the last digits of an ID, and a crash may lose what stands
+ * before them. */
+static void what_a_client_chose_certifies_nothing(void **state) {
+    (void)state;
+    char tail[256];
+    make_sample(false);
+    const struct {
+        uint64_t batch;
+        const char *format;
+        bool begins_a_line, certifies;
+    } rows[] = {
+        {sample.size + 1, "%" PRIx64 "\t-", false, true},
+        {sample.size * 4, "%" PRIx64 "\t-", false, false}, /* a seal of a much larger log */
+        {sample.size * 4, "%" PRIx64 "\t-", true, true},
+        {sample.size + 1, "%" PRIx64 "\tkey", false, false}, /* an operation of the future */
+        {sample.size + 1, "%" PRIx64 "\tkey", true, true},
+        {sample.size + 1, "%" PRIx64, false, false}, /* or none */
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct slice line = line_text(rows[i].batch, rows[i].format);
+        int n = snprintf(tail, sizeof tail, "lost%s%.*s", rows[i].begins_a_line ? "\n" : "",
+                         (int)line.n, line.p);
+        struct slice log = with_tail((struct slice){tail, (size_t)n});
+        if (rows[i].certifies) {
+            assert_damaged(log, sample.size);
+        } else {
+            assert_torn(log, sample.size);
+            assert_goes_on(sample.lines);
+        }
+    }
 }
 
 static void an_earlier_torn_file_is_kept(void **state) {
@@ -1202,6 +1283,7 @@ static void lines_of_a_newer_version_are_not_lost(void **state) {
     make_sample(false);
     snprintf(reason, sizeof reason, "keys.log: byte %zu: it was written by a newer", sample.size);
     assert_refused(with_tail(line_text(sample.size, "%" PRIx64 "\tR\t1\tu\tr")), reason);
+    assert_inspected(true, sample.size);
 
     char tail[256];
     struct slice line = line_text(sample.size + 2, "%" PRIx64 "\tR\t1\tu\tr");
@@ -1245,6 +1327,17 @@ static void a_half_born_log_is_no_obstacle(void **state) {
     struct stat status;
     assert_int_equal(stat(path_of(LOG_NAME), &status), 0);
     assert_int_equal(status.st_mode & 07777, 0600);
+}
+
+static void a_log_is_not_born_behind_a_link(void **state) {
+    (void)state;
+    int fd = open(path_of("precious"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(write(fd, "gold", 4), 4);
+    close(fd);
+    assert_int_equal(symlink("precious", path_of(LOG_NAME ".new")), 0);
+    open_store();
+    assert_named_is("precious", SLICE("gold"));
+    assert_named_is(LOG_NAME, SLICE(LOG_FIRST_LINE));
 }
 
 static void a_record_that_changes_on_disk_is_not_told(void **state) {
@@ -1681,6 +1774,7 @@ int main(void) {
                                         tear_down),
         UNIT(a_log_may_be_longer_than_any_buffer),
         UNIT(a_batch_may_be_larger_than_any_other),
+        UNIT(a_batch_that_nobody_takes_has_an_end),
         UNIT(a_log_cut_anywhere_keeps_its_whole_lines),
         UNIT(a_changed_byte_is_damage_or_a_torn_tail),
         UNIT(a_seal_certifies_the_log_to_its_end),
@@ -1689,6 +1783,7 @@ int main(void) {
         UNIT(a_zeroed_block_is_damage),
         UNIT(a_tail_of_anything_is_torn),
         UNIT(what_certifies_is_found_behind_anything),
+        UNIT(what_a_client_chose_certifies_nothing),
         UNIT(an_earlier_torn_file_is_kept),
         UNIT(a_log_at_rest_is_sealed_after_a_second),
         UNIT(sets_during_a_seal_belong_to_it),
@@ -1699,6 +1794,7 @@ int main(void) {
         UNIT(lines_of_a_newer_version_are_not_lost),
         UNIT(what_is_no_file_is_refused),
         UNIT(a_half_born_log_is_no_obstacle),
+        UNIT(a_log_is_not_born_behind_a_link),
         UNIT(a_record_that_changes_on_disk_is_not_told),
         UNIT(a_line_read_back_is_kept),
         UNIT(what_was_cut_off_is_forgotten),
