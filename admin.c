@@ -71,13 +71,16 @@ static int finish_output(void) {
 struct salvage {
     FILE *file;
     uint64_t offset;
+    int error; /* of its file, where that could not be written */
 };
 
 static int write_line(struct salvage *salvage, const struct log_line *line) {
     char bytes[LOG_LINE_MAX_BYTES];
     size_t size = log_format(line, bytes);
     salvage->offset += size;
-    return fwrite(bytes, 1, size, salvage->file) == size ? 0 : -1;
+    if (fwrite(bytes, 1, size, salvage->file) == size) return 0;
+    salvage->error = errno;
+    return -1;
 }
 
 static int salvage_record(void *context, const struct store_record *record, uint64_t time_ms) {
@@ -115,13 +118,12 @@ static int inspect_and_salvage(const struct arguments *arguments,
     }
     inspection->visit = salvage_record;
     inspection->context = &salvage;
-    int result = fputs(LOG_FIRST_LINE, salvage.file) < 0 ? -1 : 0;
-    if (result == 0) result = store_inspect(arguments->dir, inspection, why, WHY_BYTES);
+    if (fputs(LOG_FIRST_LINE, salvage.file) < 0) salvage.error = errno;
+    int result = salvage.error ? -1 : store_inspect(arguments->dir, inspection, why, WHY_BYTES);
     inspection->context = NULL; /* the salvage lives no longer than this call */
-    if (result == 0 && finish_salvage(&salvage) < 0) {
-        snprintf(why, WHY_BYTES, "%s: %s", arguments->salvage, strerror(errno));
-        result = -1;
-    }
+    if (result == 0 && (result = finish_salvage(&salvage)) < 0) salvage.error = errno;
+    if (salvage.error)
+        snprintf(why, WHY_BYTES, "%s: %s", arguments->salvage, strerror(salvage.error));
     fclose(salvage.file);
     if (result < 0) unlink(arguments->salvage);
     return result;
@@ -359,6 +361,7 @@ static int user_add(const struct arguments *arguments) {
     access_hash_token(slice_of(token), hash);
     fprintf(edit.file, "%s %s\n", user, hash);
     if (end_edit(&edit, is_copied) != 0) return 1;
+    signal(SIGPIPE, SIG_IGN); /* that nobody reads the token has to be told */
     printf("%s\n", token);
     return finish_output() == 0 ? 0 : complain(hash, "revoke this token, nobody has seen it");
 }
@@ -367,10 +370,20 @@ static int user_revoke(const struct arguments *arguments) {
     const char *user = arguments->operands[0], *hash = arguments->operands[1];
     struct edit edit;
     if (begin_edit(&edit, arguments->dir, "users") < 0) return 1;
-    bool is_user = access_can_hold(slice_of(user)); /* and could not mean a comment */
-    int revoked = is_user ? copy_users(&edit, slice_of(user), slice_of(hash ? hash : "")) : 0;
+    bool could_be_there = access_can_hold(slice_of(user)) && /* or it could mean a comment */
+                          (!hash || access_is_hash(slice_of(hash)));
+    int revoked =
+        could_be_there ? copy_users(&edit, slice_of(user), slice_of(hash ? hash : "")) : 0;
     if (revoked == 0) complain(user, "no such token");
     return end_edit(&edit, revoked > 0);
+}
+
+/* Whether a token can be a field's value, which ends in nothing blank and holds no controls (RFC
+ * 9110, 5.5): the hash of any other one would never be met. */
+static bool is_sendable(struct slice token) {
+    for (size_t i = 0; i < token.n; i++)
+        if ((unsigned char)token.p[i] < ' ' || token.p[i] == 0x7F) return false;
+    return token.n > 0 && token.p[0] != ' ' && token.p[token.n - 1] != ' ';
 }
 
 static int hash_token(const struct arguments *arguments) {
@@ -379,8 +392,10 @@ static int hash_token(const struct arguments *arguments) {
     size_t space = 0;
     ssize_t size = getline(&line, &space, stdin);
     if (size > 0 && line[size - 1] == '\n') size--;
-    bool is_token = size > 0 && getc(stdin) == EOF && !ferror(stdin);
-    if (is_token) access_hash_token((struct slice){line, (size_t)size}, hash);
+    if (size > 0 && line[size - 1] == '\r') size--;
+    struct slice token = {line, size > 0 ? (size_t)size : 0};
+    bool is_token = is_sendable(token) && getc(stdin) == EOF && !ferror(stdin);
+    if (is_token) access_hash_token(token, hash);
     free(line);
     if (!is_token) return complain("standard input", "not a token alone on its line");
     printf("%s\n", hash);
@@ -413,7 +428,7 @@ static int refuse(struct import *import, const char *why) {
 }
 
 static int pass_over(struct import *import, const char *why) {
-    fprintf(stderr, "roomkeyd: line %" PRIu64 " is passed over: %s\n", import->line, why);
+    fprintf(stderr, "roomkeyd: line %" PRIu64 " %s\n", import->line, why);
     import->passed_over++;
     return 0;
 }
@@ -452,7 +467,6 @@ static const jsmntok_t *member(const struct json *json, const char *name) {
 
 /* A string's characters, as far as they matter to an ID; none where there is no string. */
 static struct slice text_of(struct json *json, const jsmntok_t *value, char id[ID_MAX_BYTES + 1]) {
-    if (json_type(json, value) != JSON_STRING) return SLICE("");
     struct slice text = json_string(json, value, id, ID_MAX_BYTES + 1);
     return json->why ? SLICE("") : text;
 }
@@ -531,11 +545,15 @@ static int take_user(struct import *import, struct json *json) {
     struct slice user = text_of(json, member(json, "_id"), id);
     const jsmntok_t *resume = json_member(json, member(json, "services"), SLICE("resume"));
     const jsmntok_t *tokens = json_member(json, resume, SLICE("loginTokens")), *token = NULL;
-    if (!access_can_hold(user)) return pass_over(import, "users cannot hold its _id");
+    if (!access_can_hold(user))
+        return pass_over(import, "is passed over: users cannot hold its _id");
     if (json_type(json, tokens) != JSON_ARRAY) return 0;
     while ((token = json_next(json, tokens, token))) {
         struct slice hashed = text_of(json, json_member(json, token, SLICE("hashedToken")), hash);
-        if (!access_is_hash(hashed)) return pass_over(import, "a hashedToken is none");
+        if (!access_is_hash(hashed)) {
+            pass_over(import, "has a token that is passed over: without a hashedToken");
+            continue;
+        }
         fprintf(import->file, "%.*s %.*s\n", (int)user.n, user.p, (int)hashed.n, hashed.p);
         import->taken++;
     }
@@ -559,7 +577,7 @@ static int take_fact(struct import *import, struct json *json) {
         return 0;
     }
     if (!access_can_hold(room) || !access_can_hold(value))
-        return pass_over(import, "rooms cannot hold its IDs");
+        return pass_over(import, "is passed over: rooms cannot hold its IDs");
     import->facts++;
     fprintf(import->file, "%.*s %d %.*s%c", (int)room.n, room.p, is_member, (int)value.n, value.p,
             0);
@@ -649,6 +667,8 @@ static int health(const struct arguments *arguments) {
     close(fd);
     if (n < 0) return complain(arguments->listen, strerror(error));
     if (strcmp(status, "HTTP/1.1 200") == 0) return 0;
+    for (char *c = status; *c != '\0'; c++)
+        if (*c < ' ' || *c > '~') *c = '?'; /* it may be anybody's, and goes to a terminal */
     return complain(arguments->listen, status[0] ? status : "no answer");
 }
 
@@ -752,7 +772,7 @@ static int run_command(const struct command *command, int argc, char **argv) {
                           : &arguments.listen) = optarg;
     }
     if (argc - optind < command->operands_min || argc - optind > command->operands_max)
-        return misused(command->name, argv[argc - 1]);
+        return misused(command->name, NULL); /* not what is too much: it might be a token */
     arguments.operands = argv + optind;
     return command->run(&arguments);
 }

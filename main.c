@@ -50,6 +50,7 @@
 
 #define DRAIN_MS            10000 /* after SIGTERM, to finish what is in flight */
 #define ACCEPT_REST_MS      1000  /* without descriptors, before the listeners try again */
+#define ACCEPT_TELL_MS      60000 /* before that is told again */
 #define RELOAD_RECHECK_MS   20    /* while users and rooms are reread: whether that is done */
 #define EVENTS_PER_PASS     256
 #define ACCEPTS_PER_PASS    256
@@ -88,8 +89,7 @@ struct server {
     struct listening listening[LISTENERS_MAX];
     int listening_count;
     bool is_resting; /* the listeners are not watched: there are no descriptors left */
-    bool rest_told;
-    int64_t rest_until_ms;
+    int64_t rest_until_ms, rest_told_ms;
     int64_t round_ms; /* when the events of a round of waits began to be counted */
     unsigned round_events;
     int64_t drain_until_ms;
@@ -128,11 +128,13 @@ static bool watch_listeners(struct server *server, uint32_t events) {
 /* Without descriptors or memory a listener would stay ready and the loop would spin: it rests until
  * a connection closes or some time has passed. */
 static void rest_listeners(struct server *server, const char *why) {
-    if (!server->rest_told)
+    int64_t now_ms = server->conns.now_ms;
+    if (server->rest_told_ms == 0 || now_ms - server->rest_told_ms >= ACCEPT_TELL_MS) {
         fprintf(stderr, "roomkeyd: cannot accept connections for now: %s\n", why);
-    server->rest_told = true;
+        server->rest_told_ms = now_ms;
+    }
     server->is_resting = true;
-    server->rest_until_ms = server->conns.now_ms + ACCEPT_REST_MS;
+    server->rest_until_ms = now_ms + ACCEPT_REST_MS;
     watch_listeners(server, 0);
 }
 
@@ -156,7 +158,8 @@ static bool accept_conns(struct server *server, int listening_fd) {
             continue;
         }
         switch (errno) {
-        case EAGAIN: return false;
+        case EAGAIN:
+        case EINVAL: return false; /* nobody waits; or it was shut down, as handle_listener hears */
         case EINTR:
         case ECONNABORTED:
         case EPROTO:
@@ -312,11 +315,21 @@ static void handle_time(struct server *server) {
     if (server->is_resting && server->conns.now_ms >= server->rest_until_ms) wake_listeners(server);
 }
 
+/* A listener that was passed to us may be shut down by whoever has passed it. */
+static void handle_listener(struct server *server, const struct source *source, uint32_t events) {
+    if (!(events & EPOLLHUP)) {
+        accept_conns(server, source->fd);
+        return;
+    }
+    fprintf(stderr, "roomkeyd: a listening socket has been shut down: stopping\n");
+    start_draining(server);
+}
+
 static void handle_events(struct server *server, const struct epoll_event *events, int n) {
     for (int i = 0; i < n; i++) {
         struct source *source = events[i].data.ptr;
         if (source->kind == SOURCE_LISTENER && !server->conns.is_draining)
-            accept_conns(server, source->fd);
+            handle_listener(server, source, events[i].events);
         if (source->kind == SOURCE_SIGNAL) handle_signals(server);
     }
     for (int i = 0; i < n; i++) {
@@ -401,19 +414,28 @@ static void print_ready_lines(const struct server *server) {
     fflush(stdout);
 }
 
-static sigset_t handled_signals(void) {
+static sigset_t stop_signals(void) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGHUP);
     return set;
 }
 
-/* From now on the signals come to the loop. Until then, and when it is over, they end the process
- * as they do by default: a long replay and a stuck disk can be left. */
+/* SIGHUP waits for the loop, whenever it comes: what was read before it may be old. */
+static void hold_hangup(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+/* From now on the signals come to the loop. Until then, and when it is over, those that stop the
+ * server end the process as they do by default: a long replay and a stuck disk can be left. (Not by
+ * the first process of a container, which the kernel spares: there it takes SIGKILL.) */
 static int watch_signals(struct server *server) {
-    sigset_t set = handled_signals();
+    sigset_t set = stop_signals();
+    sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     server->signal_source = (struct source){SOURCE_SIGNAL, fd};
@@ -496,13 +518,14 @@ static bool stop(struct server *server) {
 /* The main job. Returns the process's exit code. */
 static int serve(const struct options *options) {
     struct server *server = calloc(1, sizeof *server);
-    sigset_t set = handled_signals();
+    sigset_t set = stop_signals();
     if (!server) {
         fprintf(stderr, "roomkeyd: out of memory\n");
         return 1;
     }
     server->options = *options;
     server->conns.epoll_fd = server->signal_source.fd = -1;
+    hold_hangup();
     fit_limits(&server->options);
     prefer_gathering();
     signal(SIGPIPE, SIG_IGN);
@@ -608,8 +631,8 @@ int main(int argc, char **argv) {
         case 'm': error = read_max_connections(optarg, &options); break;
         case 'a': options.access_log = optarg; break;
         case 'n': options.has_no_metrics = true; break;
-        case 'h': printf("%s%s", USAGE, HELP); return 0;
-        case 'v': printf("roomkeyd %s\n", ROOMKEYD_VERSION); return 0;
+        case 'h': printf("%s%s", USAGE, HELP); return fflush(stdout) == 0 ? 0 : 1;
+        case 'v': printf("roomkeyd %s\n", ROOMKEYD_VERSION); return fflush(stdout) == 0 ? 0 : 1;
         default:
             error = usage_error("unknown option, or a value missing or unasked: '%s'",
                                 argv[optind - 1]);
@@ -617,6 +640,7 @@ int main(int argc, char **argv) {
     }
     if (error) return error;
     if (optind < argc && strcmp(argv[optind], "serve") == 0) optind++;
-    if (optind < argc) return usage_error("unknown command: '%s'", argv[optind]);
+    if (optind < argc)
+        return usage_error("not a command, or not the first word: '%s'", argv[optind]);
     return serve(&options);
 }

@@ -89,7 +89,7 @@ static void put_histogram(struct metrics *metrics, const char *name, const char 
 
 static void put_requests(struct metrics *metrics) {
     const char *name = "roomkeyd_http_requests_total";
-    put_family(metrics, name, "counter", "Requests that got a reply.");
+    put_family(metrics, name, "counter", "Requests; code 499: the client had gone.");
     for (int at = 0; at < ENDPOINTS; at++)
         for (int status = 100; status < 600; status++)
             if (metrics->requests[at][status] > 0)

@@ -1,8 +1,10 @@
 """The commands beside `serve`: check, with its --salvage, and export."""
 
+import errno
 import json
 import os
 import re
+import resource
 import struct
 import subprocess
 
@@ -98,6 +100,15 @@ def test_salvage_writes_a_log_of_all_valid_records(data, tmp_path, serve):
         status = server.set(room, "another").status
         assert status == (200 if i == 2 else 400), room
     assert server.info(ROOMS[5]).body.endswith(b'"e2eKeyId":"key of room-5"},"success":true}')
+
+
+def test_a_salvage_without_space_says_which_file(data, tmp_path):
+    new = tmp_path / "salvaged.log"
+    done = run("check", "--data", data, "--salvage", new,
+               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)))
+    assert done.returncode == 1
+    assert f"roomkeyd: {new}: {os.strerror(errno.EFBIG)}\n" in done.stderr
+    assert not new.exists()
 
 
 def test_salvage_keeps_an_existing_file(data, tmp_path):

@@ -67,6 +67,7 @@ def test_nobody_there():
     (b"HTTP/1.1 20", "HTTP/1.1 20"),
     (b"", "no answer"),
     (b"SSH-2.0-something\r\n", "SSH-2.0-some"),
+    (b"\x1b[2J\r\nHello!", "?[2J??Hello!"),
 ])
 def test_any_other_answer(answer, said):
     with answering(answer) as address:

@@ -175,7 +175,8 @@ def test_revoke(data):
     assert command(*revoke, ALICE, hash_token("third")) == (0, "", "")
     after = f"{before}\n{ALICE} {hash_token('second')}\n"
     assert (data / "users").read_bytes().decode() == after
-    for unknown in (("nobody",), (ALICE, hash_token("third")), (ALICE, "x"), ("#bob",), ("#",)):
+    for unknown in (("nobody",), (ALICE, hash_token("third")), (ALICE, "x"), (ALICE, ""),
+                    ("#bob",), ("#",)):
         code, output, errors = command(*revoke, *unknown)
         assert (code, output, errors) == (1, "", f"roomkeyd: {unknown[0]}: no such token\n")
         assert (data / "users").read_bytes().decode() == after
@@ -235,12 +236,31 @@ def test_a_token_that_cannot_be_printed_can_be_revoked(data):
     assert command("user", "revoke", "--data", data, "carol", hashed)[0] == 0
 
 
-@pytest.mark.parametrize("text", [ALICE_TOKEN, ALICE_TOKEN + "\n"])
+def test_a_token_that_nobody_reads_is_told_of(data):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run("user", "add", "--data", data, "carol", stdout=writer)
+    os.close(writer)
+    assert done.returncode == 1 and "Broken pipe" in done.stderr
+    hashed = (data / "users").read_text().split()[-1]
+    assert f"roomkeyd: {hashed}: revoke this token" in done.stderr
+
+
+def test_a_token_in_the_wrong_place_is_not_repeated(data):
+    for wrong in (("hash-token", ALICE_TOKEN), ("user", "add", "--data", data, "bob", ALICE_TOKEN),
+                  ("user", "revoke", ALICE, HASH, ALICE_TOKEN)):
+        code, output, errors = command(*wrong)
+        assert (code, output) == (2, "") and "usage: " in errors
+        assert ALICE_TOKEN not in errors
+
+
+@pytest.mark.parametrize("text", [ALICE_TOKEN, ALICE_TOKEN + "\n", ALICE_TOKEN + "\r\n"])
 def test_hash_token(text):
     assert command("hash-token", text=text) == (0, HASH + "\n", "")
 
 
-@pytest.mark.parametrize("text", ["", "\n", "two\nlines\n", "a\n\n"])
+@pytest.mark.parametrize("text", ["", "\n", "\r\n", "two\nlines\n", "a\n\n", " a", "a ", "a\tb",
+                                  "a\0b", "a\x7f"], ids=ascii)
 def test_hash_token_of_what_is_none(text):
     code, output, errors = command("hash-token", text=text)
     assert (code, output) == (1, "") and "not a token" in errors
@@ -267,8 +287,19 @@ def test_users_that_cannot_be_held_are_told_of(data):
     text += '{"_id":"\\ud800"}\n'
     code, output, errors = command("users", "import", "--data", data, text=text)
     assert (code, output) == (0, "users: 1 lines, 4 passed over\n")
-    assert re.findall(r"line (\d+) is passed over", errors) == ["1", "3", "4", "5"]
+    assert re.findall(r"line (\d+) is passed over", errors) == ["1", "3", "5"]
+    assert "line 4 has a token that is passed over" in errors
     assert (data / "users").read_text() == f"{ALICE} {HASH}\n"
+
+
+def test_a_token_that_is_none_does_not_cost_the_others(data):
+    both = user(ALICE, "one", "two")
+    both["services"]["resume"]["loginTokens"].insert(1, {"when": 1, "token": "x"})
+    code, output, errors = command("users", "import", "--data", data, text=lines(both))
+    assert (code, output) == (0, "users: 2 lines, 1 passed over\n")
+    assert errors == "roomkeyd: line 1 has a token that is passed over: without a hashedToken\n"
+    assert (data / "users").read_text() == (
+        f"{ALICE} {hash_token('one')}\n{ALICE} {hash_token('two')}\n")
 
 
 def test_rooms_import(data):

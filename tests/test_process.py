@@ -30,6 +30,9 @@ LOCAL = "127.0.0.1:0"
 
 
 def test_help():
+    for option in ("--help", "--version"):
+        with open("/dev/full", "w", encoding="ascii") as full:
+            assert run(option, stdout=full).returncode == 1
     result = run("--help")
     assert (result.returncode, result.stderr) == (0, "")
     for option in ("--listen", "--data", "--max-connections", "--access-log", "--no-metrics", "--help",

@@ -112,6 +112,25 @@ def test_ready_is_said_when_it_is_true(tmp_path, serve):
         assert manager.has_none()
 
 
+def test_a_reload_asked_for_during_the_start_is_done(tmp_path, serve):
+    """The files may have been read before they were changed. And it ends nothing."""
+    with Manager(tmp_path) as manager:
+        server = serve.launch(rooms="".join(f"room-{i} p alice bob\n" for i in range(100_000)),
+                              environment=manager.environment)
+
+        def holds_the_signal():
+            with open(f"/proc/{server.pid}/status", encoding="ascii") as status:
+                blocked = int(re.search("SigBlk:\t(.*)", status.read())[1], 16)
+            return blocked >> (signal.SIGHUP - 1) & 1
+
+        wait_until(holds_the_signal, "the server to begin")
+        server.send_signal(signal.SIGHUP)
+        assert manager.news() == "READY=1"
+        manager.reload_time()
+        assert manager.news() == "READY=1"
+        server.stop()
+
+
 def test_every_reload_is_answered(tmp_path, serve):
     """A signal that comes while a reload runs is one of its own: the manager hears of a reload that
     began after it, and of the end of all only when that is over."""
@@ -234,6 +253,18 @@ def test_passed_sockets_neither_block_nor_are_passed_on(serve):
         with server.client() as client:
             client.ask(HEALTHZ)
             assert client.socket.getpeername() == passed.getsockname()
+
+
+def test_a_socket_that_is_shut_down_stops_the_server(serve):
+    """It could not be listened on any more, and would be ready for ever."""
+    with listening_on_tcp() as passed:
+        server = serve.launch(listen=(), **passing(passed)).wait_ready()
+        with server.client() as client:
+            assert client.ask(HEALTHZ).status == 200
+            server.expected_stderr = "^roomkeyd: a listening socket has been shut down: stopping$"
+            passed.shutdown(socket.SHUT_RDWR)
+            client.end()
+        server.judge()
 
 
 def test_sockets_for_another_process_are_left_alone(serve):
