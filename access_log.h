@@ -13,6 +13,7 @@
 #define ACCESS_LOG_BYTES    262144 /* that wait to be written, at most */
 #define ACCESS_LOG_RETRY_MS 100    /* until access_log_write is worth another try */
 
+/* Begins zeroed, but for path. */
 struct access_log {
     const char *path; /* a file's, or "-" for standard output; NULL: nothing is logged */
     int fd;

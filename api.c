@@ -178,7 +178,7 @@ static void read_member(struct json *json, struct slice name, struct argument *a
     read_argument(json, json_member(json, json->root, name), argument);
 }
 
-/* The rules of setting a key ID, whichever door the call came through. What *ticket becomes is what
+/* The rules of setting a key ID, whichever endpoint was called. What *ticket becomes is what
  * the reply rests on. */
 static enum reply_id set_key_id(struct api *api, struct set_call *call, uint64_t *ticket) {
     call->type = call->room.type != JSON_STRING ? call->room.type : call->key.type;
@@ -232,7 +232,7 @@ static enum reply_id read_json(struct json *json, struct slice text) {
     return result == JSON_OK ? REPLY_SUCCESS : REPLY_STORAGE;
 }
 
-/* What both doors begin with. REPLY_SUCCESS: the user is known, and json_free is due. */
+/* What both endpoints begin with. REPLY_SUCCESS: the user is known, and json_free is due. */
 static enum reply_id read_body(struct api *api, const struct http_request *request,
                                struct set_call *call) {
     if (!authenticate(api, request)) return REPLY_UNAUTHORIZED;
@@ -279,8 +279,8 @@ static void answer_set(struct api *api, const struct http_request *request,
  *     {"msg":"method","id":"1","method":"e2e.setRoomKeyID","params":[RID,KEYID]}
  *     {"msg":"result","id":"1"}
  *
- * What the method itself refuses is an error within the message; all else is said as at the other
- * door. */
+ * What the method itself refuses is an error within the message; all else is said as at the
+ * other endpoint. */
 struct method_call {
     struct set_call set;
     struct argument msg, id, method;

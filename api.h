@@ -9,17 +9,17 @@
 #include "metrics.h"
 #include "store.h"
 
-/* The longest body of a reply, in bytes: a call's ID and, twice, the name of a method that is not
- * here, every byte escaped as \\uXXXX: JSON in a string in JSON. The one of /metrics is not in
- * api_reply, and has METRICS_TEXT_BYTES. */
+/* The longest body of a reply, in bytes: that of a method call's error repeats the call's ID once
+ * and an unknown method's name twice, every byte as up to seven (\\uXXXX, JSON in a string of
+ * JSON). The one of /metrics is not in api_reply, and has METRICS_TEXT_BYTES. */
 #define API_MAX_BODY_BYTES (3 * 7 * ID_MAX_BYTES + 512)
 
 struct api {
     const struct access *access; /* owned by the caller, who may swap it between two calls */
-    struct store *store;         /* likewise */
+    struct store *store;         /* the caller's */
     struct slice origins;        /* whose scripts may read replies: "*", or origins in lower case
                                     with commas between them; empty: nobody's */
-    struct metrics *metrics;     /* likewise; NULL: there is no /metrics */
+    struct metrics *metrics;     /* the caller's; NULL: there is no /metrics */
     struct slice user; /* after api_answer: who has proved to have sent the request, or empty */
 };
 

@@ -409,7 +409,7 @@ void conns_apply_held_back(struct conns *conns) {
 
 /* ------------------------------------------------------------------------ phase: collect */
 
-/* Lets go on who waited for a ticket that has settled. */
+/* Resumes a connection whose ticket has settled. */
 static void settle(struct conns *conns, struct conn *conn, bool ok) {
     conn->ticket = 0;
     if (!ok) {

@@ -38,12 +38,13 @@ struct conn_list {
     struct conn *first, *last;
 };
 
-/* All connections and what they share. The owner sets the first group before each phase. */
+/* All connections and what they share. The owner begins with zeroes, sets epoll_fd, api, log.path
+ * and metrics.start_s once, and the times after every wait. */
 struct conns {
     int epoll_fd;
     struct api api;
     int64_t now_us, now_ms; /* a monotonic clock just after the last wait for events */
-    int64_t horizon_ms;     /* who was ready at this moment has been reported since */
+    int64_t horizon_ms;     /* whoever was ready by then has been reported: what deadlines go by */
     bool is_draining;       /* persist no more */
 
     unsigned count, refusal_count;
@@ -60,7 +61,8 @@ struct conns {
     unsigned spare_count;
 };
 
-/* Makes an empty set. Returns 0, or -1 when memory is short. conns_free closes every connection. */
+/* Makes an empty set of a struct that is zeroed, but for what the owner sets. Returns 0, or -1 when
+ * memory is short. conns_free closes every connection. */
 int conns_init(struct conns *conns);
 void conns_free(struct conns *conns);
 

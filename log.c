@@ -1,7 +1,7 @@
 /*
  * log.c: the log as a file: its lines, how it is born, how it is read.
  *
- *     5c1f90ab  14   S   1732354800000  d26x6zSkaPSe5gCyy  wCiXndNp5NqNY3uCc  my-UniQu3_ke4_Id
+ *     f8eebc0a  14   S   1732354800000  d26x6zSkaPSe5gCyy  wCiXndNp5NqNY3uCc  my-UniQu3_ke4_Id
  *     CRC       BATCH OP TIME           USERID             RID                KEYID
  *
  * (store.c draws it whole, with what it means.) A line that log_format wrote is one that log_parse

@@ -257,10 +257,11 @@ static int sleep_ms(struct server *server, int64_t now_ms) {
     return wake_ms <= now_ms ? 0 : (int)(wake_ms - now_ms);
 }
 
-/* Moves the horizon of the connections' deadlines after a wait that was asked for at asked_ms and
- * brought n events. A wait that brought fewer than asked for has reported everybody. Otherwise the
- * kernel's ready list is a queue: once it has given as many events as there are sources, it has
- * given all who stood in it when the round began. */
+/* Moves the horizon (conn.c, 2) after a wait that was asked for at asked_ms and brought n events:
+ * the last moment of which all who were ready then have been reported. A wait that brought fewer
+ * than asked for has reported everybody. Otherwise the kernel's ready list is a queue: once it has
+ * given as many events as there are sources, it has given all who stood in it when the round began.
+ */
 static void move_horizon(struct server *server, int64_t asked_ms, int n) {
     if (server->round_events == 0) server->round_ms = asked_ms;
     server->round_events += (unsigned)n;
@@ -283,7 +284,7 @@ static int wait_for_events(struct server *server, struct epoll_event *events) {
     }
     server->conns.now_us = clock_us();
     server->conns.now_ms = server->conns.now_us / 1000;
-    if (n < 0) return 0; /* a debugger, and nobody was asked */
+    if (n < 0) return 0; /* stopped or traced: no signal of ours comes here, nor did an event */
     move_horizon(server, asked_ms, n);
     return n;
 }
@@ -309,7 +310,7 @@ static void handle_signals(struct server *server) {
     }
 }
 
-/* What only time brings about. */
+/* What is due by time, not by an event. */
 static void handle_time(struct server *server) {
     finish_reload(server);
     if (server->is_resting && server->conns.now_ms >= server->rest_until_ms) wake_listeners(server);
@@ -325,13 +326,17 @@ static void handle_listener(struct server *server, const struct source *source, 
     start_draining(server);
 }
 
-static void handle_events(struct server *server, const struct epoll_event *events, int n) {
+/* Before anything is answered: a server that is told to stop says so in its replies. */
+static void accept_and_signals(struct server *server, const struct epoll_event *events, int n) {
     for (int i = 0; i < n; i++) {
         struct source *source = events[i].data.ptr;
         if (source->kind == SOURCE_LISTENER && !server->conns.is_draining)
             handle_listener(server, source, events[i].events);
         if (source->kind == SOURCE_SIGNAL) handle_signals(server);
     }
+}
+
+static void read_conns(struct server *server, const struct epoll_event *events, int n) {
     for (int i = 0; i < n; i++) {
         struct source *source = events[i].data.ptr;
         if (source->kind == SOURCE_CONN)
@@ -352,7 +357,8 @@ static void run(struct server *server) {
         int n = wait_for_events(server, events);
         collect_commits(server);
         handle_time(server);
-        handle_events(server, events, n);
+        accept_and_signals(server, events, n);
+        read_conns(server, events, n);
         conns_check_deadlines(&server->conns);
         store_hand_over(server->store);
         conns_write(&server->conns);
@@ -489,7 +495,7 @@ static int start(struct server *server) {
     conns->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     server->store_source = (struct source){SOURCE_STORE, store_event_fd(server->store)};
     server->reload.dir = server->options.dir;
-    /* Edge-triggered: a count that only ever grows needs no read to be ready again. */
+    /* Edge-triggered: nobody reads the count, and every addition to it is an event all the same. */
     uint32_t edge = EPOLLIN | EPOLLET;
     if (conns->epoll_fd < 0 ||
         !source_watch(conns->epoll_fd, &server->store_source, EPOLL_CTL_ADD, edge)) {
@@ -560,8 +566,8 @@ static const char HELP[] =
     "  --data DIR            the directory of users, rooms and keys.log (default data)\n"
     "  --max-connections N   more than these are answered 503 (default 16384, at most what the\n"
     "                        descriptor limit leaves)\n"
-    "  --cors ORIGIN,...     lets scripts of web pages from there call: https://HOST[:PORT], or *\n"
-    "                        for any (default none)\n"
+    "  --cors ORIGIN,...     lets scripts of web pages from there call: http[s]://HOST[:PORT], or\n"
+    "                        * for any (default none)\n"
     "  --access-log FILE     a line for each request, Combined Log Format (-: standard output)\n"
     "  --no-metrics          no GET /metrics\n"
     "  --help, --version     print this, or the version, and exit\n"

@@ -55,12 +55,12 @@ void metrics_count_commit(struct metrics *metrics, uint64_t sets, int64_t us) {
 
 __attribute__((format(printf, 2, 3))) static void put(struct metrics *metrics, const char *format,
                                                       ...) {
-    size_t room = sizeof metrics->text - metrics->text_size;
+    size_t space = sizeof metrics->text - metrics->text_size;
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(metrics->text + metrics->text_size, room, format, args);
+    int n = vsnprintf(metrics->text + metrics->text_size, space, format, args);
     va_end(args);
-    if ((size_t)n < room) metrics->text_size += (size_t)n;
+    if ((size_t)n < space) metrics->text_size += (size_t)n;
 }
 
 static void put_family(struct metrics *metrics, const char *name, const char *type,
@@ -123,7 +123,8 @@ struct slice metrics_text(struct metrics *m) {
     put_value(m, "roomkeyd_key_ids", "Rooms whose key ID is on disk.", m->key_ids);
     put_value(m, "roomkeyd_log_size_bytes", "Size of keys.log.", m->log_bytes);
     put_value(m, "roomkeyd_storage_failed", "1: sets are refused until restart.", m->failed);
-    put_value(m, "roomkeyd_access_log_dropped_total", "Lines without room.", m->lines_dropped);
+    put_value(m, "roomkeyd_access_log_dropped_total", "Access log lines dropped.",
+              m->lines_dropped);
     put_requests(m);
     put_sets(m);
     put_histogram(m, "roomkeyd_http_request_duration_seconds", "Request to reply.", &m->durations);

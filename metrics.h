@@ -11,7 +11,7 @@
 #include "slice.h"
 #include <stdint.h>
 
-/* A request without an endpoint: an unknown path, or what is no request. */
+/* AT_OTHER: an unknown path, or what is no request. */
 enum metrics_endpoint { AT_OTHER, AT_SET, AT_CALL, AT_INFO, AT_HEALTH, AT_METRICS, ENDPOINTS };
 /* A request that has its reply. */
 struct metrics_request {
@@ -29,6 +29,7 @@ struct histogram {
     uint64_t counts[METRICS_BUCKETS], sum; /* of microseconds, or of what is counted */
 };
 
+/* Begins zeroed. */
 struct metrics {
     uint64_t requests[ENDPOINTS][600], existing; /* existing: sets that came too late */
     struct histogram durations, commits, batches;

@@ -1,9 +1,9 @@
 /*
  * slice.h: a run of bytes that somebody else owns, and what makes one an ID, or a number.
  *
- * Every room of the house passes these: http.c points them into a connection's buffer, access.c
- * into its two files, store.c at the records it writes. They live here, in a header without a .c,
- * so that none of those rooms has to include another one just to speak of bytes.
+ * Every module passes these: http.c points them into a connection's buffer, access.c into its two
+ * files, store.c at the records it writes. They live here, in a header without a .c, so that no
+ * module has to include another one just to speak of bytes.
  */
 #ifndef SLICE_H
 #define SLICE_H

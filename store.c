@@ -6,7 +6,7 @@
  * field on its line, so cut, awk and grep read it.
  *
  *     roomkeyd keys.log 1
- *     5c1f90ab  14   S   1732354800000  d26x6zSkaPSe5gCyy  wCiXndNp5NqNY3uCc  my-UniQu3_ke4_Id
+ *     f8eebc0a  14   S   1732354800000  d26x6zSkaPSe5gCyy  wCiXndNp5NqNY3uCc  my-UniQu3_ke4_Id
  *     |         |    |   |              |                  |                  `- KEYID
  *     |         |    |   |              |                  `- RID: each at most once in a log
  *     |         |    |   |              `- USERID: who set it, or -
@@ -32,8 +32,8 @@
  *   1. A ticket settles well only after fdatasync has returned 0 for its batch, and replay lets the
  *      store answer only after what it kept has been written and synced again: after a failed sync
  *      Linux forgets which pages it never wrote, and reading them back proves nothing.
- *   2. The bytes before the open batch's start are never written again, except by replay with
- *      themselves; nothing is ever removed but a tail that no acknowledgement rests on.
+ *   2. What has been committed is never written again, except by replay with itself; nothing is
+ *      ever removed but a tail that no acknowledgement rests on.
  *   3. A durable record always fits the index: its slot is reserved before it is written.
  *
  * Assumed of the disk, as SQLite does ("powersafe overwrite"): a write that a power failure cuts
@@ -47,11 +47,11 @@
  * The owner's thread (the loop) owns every field of struct store but those under `lock`: which
  * batch is where, and the open batch while it grows. A batch that is committing or settled is read
  * by both threads and changed by neither, until the owner has collected it (but for how long its
- * commit took, which the committer notes before it is settled). The committer takes the
- * open batch by itself as soon as it is free, if the owner has offered it: between two syncs the
- * disk waits for nobody to wake up. No lock is held across a system call, so the owner never waits
- * for the disk behind the committer's back: it waits only when it reads a record back to confirm a
- * match in the index, which may meet a page that is not in memory.
+ * commit took, which the committer notes before it is settled). The committer takes the open batch
+ * by itself as soon as it is free, if the owner has offered it: between two syncs the disk waits
+ * for nobody to wake up. It holds no lock across a system call, so the owner never waits for the
+ * disk behind its back: it waits only when it reads a record back to confirm a match in the index,
+ * which may meet a page that is not in memory.
  */
 #include "store.h"
 #include "clock.h"
@@ -127,7 +127,7 @@ struct store {
     struct table_key key;
     struct table durable; /* hash of a room -> file offset of its line, which is on disk */
 
-    uint64_t log_bytes; /* the end of what is on disk and collected */
+    uint64_t log_bytes; /* the end of what is committed and collected; a seal may not be on disk */
     bool failed;        /* DISK_FAILED has happened */
     bool sealed;        /* the last line is a seal, or could not be one; nothing to certify */
     bool read_failure_told;
@@ -250,7 +250,7 @@ struct replay {
     unsigned turn; /* the one of them that has waited longest */
 };
 
-/* Whether a record that is read has the room of one in the index, of which there is a sign. */
+/* Whether a record's room is really that of one in the index, whose hash is the same. */
 static enum match is_twice(struct store *store, const struct waiting *record) {
     char own[LOG_LINE_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
     struct log_line line, other;
@@ -284,8 +284,8 @@ static int index_oldest(struct replay *replay) {
     return LOG_VALID;
 }
 
-/* Has the line that was judged last wait in the place of the record that has waited longest, which
- * is indexed. Returns as index_oldest does. */
+/* Puts the record that was judged last among those that wait, in the place of the one that has
+ * waited longest, which is indexed. Returns as index_oldest does. */
 static int index_later(struct replay *replay, uint64_t offset) {
     struct waiting *place = &replay->waiting[replay->turn % REPLAY_AHEAD];
     int result = index_oldest(replay);

@@ -9,8 +9,9 @@
  *     store_set -> ticket ... store_hand_over ... [committer: write, fdatasync] ...
  *     the event descriptor turns readable -> store_collect: tickets up to N are durable (or failed)
  *
- * All functions are for one thread, the owner's; only the committer runs beside it. Only
- * store_open, store_close and, on a cold page, store_set and store_get wait for the disk.
+ * All functions are for one thread, the owner's; only the committer runs beside it. Of those
+ * that use an open store only store_close and, on a cold page, store_set and store_get wait for the
+ * disk.
  */
 #ifndef STORE_H
 #define STORE_H

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from server import (
-    ALICE, TIMEOUT_S, binary, crc32c, records, run, set_request, write_data,
+    ALICE, REPOSITORY, TIMEOUT_S, binary, crc32c, records, run, set_request, write_data,
 )
 
 ROOMS = [f"room-{i}" for i in range(8)]
@@ -46,6 +46,17 @@ def damage(data, line):
     log[offset + len(lines[line]) - 3] ^= 1
     (data / "keys.log").write_bytes(log)
     return offset
+
+
+@pytest.mark.parametrize("name", ["README.md", "store.c", "log.c"])
+def test_the_record_that_is_drawn_is_one(tmp_path, name):
+    """The figure as a log: what it shows of BATCH and CRC is what a server would write."""
+    write_data(tmp_path)
+    figure = re.search(r"^[ *]+(roomkeyd keys\.log 1\n)?[ *]+([0-9a-f]{8} .*\n)",
+                       (REPOSITORY / name).read_text(), re.MULTILINE)
+    (tmp_path / "keys.log").write_text("roomkeyd keys.log 1\n" + re.sub(" +", "\t", figure[2]))
+    code, output, _ = command("check", "--data", tmp_path)
+    assert (code, output) == (0, f"{tmp_path}/keys.log: 1 records in 101 bytes\n")
 
 
 def test_a_whole_log_passes(data):

@@ -165,13 +165,19 @@ class Trace:
         }
 
     def calls(self):
-        """(name, arguments) of every call, in order, once the server is gone."""
+        """(name, arguments) of every call, in order of their beginning, once the server is gone. One
+        that another thread's call came into is in two parts."""
         text = wait_until(self._whole, "strace's last word")
-        found = []
+        found, unfinished = [], {}
         for line in text.splitlines():
-            match = re.match(r"\d+\s+(\w+)\((.*)", line)
-            if match:
+            thread, rest = line.split(maxsplit=1)
+            if match := re.match(r"(\w+)\((.*?)( <unfinished \.\.\.>)?$", rest):
+                if match[3]:
+                    unfinished[thread] = len(found)
                 found.append((match[1], match[2]))
+            elif match := re.match(r"<\.\.\. \w+ resumed>(.*)", rest):
+                name, arguments = found[unfinished[thread]]
+                found[unfinished.pop(thread)] = name, f"{arguments} {match[1]}"
         return found
 
     def _whole(self):

@@ -468,10 +468,7 @@ int __wrap_openat64(int dir, const char *path, int flags, ...) {
     if (fd < 0) return fd;
     unsigned name = name_index(&torture.now, path);
     remember_fd(fd, name);
-    if (!torture.now.shown[name])
-        record((struct op){.kind = CREATE, .name = name});
-    else if (flags & O_TRUNC)
-        record((struct op){.kind = CUT, .name = name, .size = 0});
+    if (!torture.now.shown[name]) record((struct op){.kind = CREATE, .name = name});
     return fd;
 }
 
@@ -484,7 +481,10 @@ int __wrap_renameat(int from_dir, const char *from, int to_dir, const char *to) 
 }
 
 int __wrap_unlinkat(int dir, const char *path, int flags) {
-    if (__real_unlinkat(dir, path, flags) < 0) give_up("unlinkat");
+    if (__real_unlinkat(dir, path, flags) < 0) {
+        if (errno != ENOENT) give_up("unlinkat");
+        return -1;
+    }
     record((struct op){.kind = REMOVE, .name = name_index(&torture.now, path)});
     return 0;
 }
