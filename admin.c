@@ -336,7 +336,7 @@ static int copy_users(const struct edit *edit, struct slice user, struct slice h
         if (line[size - 1] != '\n') putc('\n', edit->file);
     }
     free(line);
-    return !edit->old || feof(edit->old) ? omitted : -complain(edit->name, strerror(errno));
+    return !edit->old || (feof(edit->old) && !ferror(edit->old)) ? omitted : -complain(edit->name, strerror(errno));
 }
 
 static int make_token(char token[TOKEN_CHARS + 1]) {

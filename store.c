@@ -591,6 +591,7 @@ static void *grow(void *array, size_t *capacity, size_t wanted, size_t size) {
 /* Makes room in a batch for one more line and its entry. */
 static bool make_room(struct batch *batch) {
     /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): a store always has an open batch */
+    if (batch->size > BATCH_MAX_BYTES) return false;
     char *bytes = grow(batch->bytes, &batch->capacity, batch->size + LOG_LINE_MAX_BYTES, 1);
     if (!bytes) return false;
     batch->bytes = bytes;
@@ -686,7 +687,6 @@ static enum store_result take_record(struct store *store, struct log_line *line,
             *ticket = on_their_way[i]->number;
             return STORE_EXISTS;
         }
-    if (open->size > BATCH_MAX_BYTES) return STORE_UNAVAILABLE;
     if (!make_room(open) || table_reserve(&open->index, room.hash) < 0) return STORE_UNAVAILABLE;
     if (table_reserve(&store->durable, room.hash) < 0) {
         table_release(&open->index, room.hash);

@@ -1,6 +1,5 @@
 """The commands beside `serve`: check, with its --salvage, and export."""
 
-import errno
 import json
 import os
 import re
@@ -98,6 +97,18 @@ def test_a_server_refuses_what_check_calls_damaged(data, serve):
     assert command("export", "--data", data)[0] == 1
 
 
+def test_lines_of_an_old_batch_do_not_hide_damage(data, serve):
+    """What certifies is the highest BATCH behind it, wherever that stands."""
+    offset = damage(data, 1)
+    with open(data / "keys.log", "ab") as log:
+        log.write(record(20, "-", "old", "k"))
+    code, output, _ = command("check", "--data", data)
+    assert code == 1 and f"damaged at byte {offset}: " in output
+    server = serve.launch()
+    server.expected_exit, server.expected_stderr = 1, f"damaged at byte {offset}"
+    server.judge()
+
+
 def test_salvage_writes_a_log_of_all_valid_records(data, tmp_path, serve):
     damage(data, 3)
     new = tmp_path / "salvaged.log"
@@ -113,13 +124,14 @@ def test_salvage_writes_a_log_of_all_valid_records(data, tmp_path, serve):
     assert server.info(ROOMS[5]).body.endswith(b'"e2eKeyId":"key of room-5"},"success":true}')
 
 
-def test_a_salvage_without_space_says_which_file(data, tmp_path):
-    new = tmp_path / "salvaged.log"
-    done = run("check", "--data", data, "--salvage", new,
-               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)))
-    assert done.returncode == 1
-    assert f"roomkeyd: {new}: {os.strerror(errno.EFBIG)}\n" in done.stderr
-    assert not new.exists()
+def test_salvage_finds_a_record_that_has_run_into_a_damaged_one(data, tmp_path):
+    lines = lines_of(data)
+    lines[3] = lines[3][:-1] + b"?"
+    (data / "keys.log").write_bytes(b"".join(lines))
+    new = tmp_path / "new"
+    code, _, _ = command("check", "--data", data, "--salvage", new)
+    assert code == 1
+    assert [room for _, room, _ in records(new.read_bytes())] == ROOMS[:2] + ROOMS[3:]
 
 
 def test_salvage_keeps_an_existing_file(data, tmp_path):
@@ -128,6 +140,20 @@ def test_salvage_keeps_an_existing_file(data, tmp_path):
     code, _, errors = command("check", "--data", data, "--salvage", kept)
     assert code == 1 and "File exists" in errors
     assert kept.read_text() == "mine"
+
+
+def test_a_salvage_without_space_is_removed(data, tmp_path):
+    """Not for its seal, for its last record, for any."""
+    new = tmp_path / "new"
+    command("check", "--data", data, "--salvage", new)
+    whole = new.read_bytes()
+    seal = len(whole.splitlines(keepends=True)[-1])
+    for size in (len(whole) - 1, len(whole) - seal, len(whole) - seal - 1, 10):
+        new.unlink(missing_ok=True)
+        done = run("check", "--data", data, "--salvage", new,
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+        assert done.returncode == 1 and done.stderr == f"roomkeyd: {new}: File too large\n"
+        assert not new.exists()
 
 
 def test_a_torn_tail_is_no_damage(data):
@@ -139,6 +165,18 @@ def test_a_torn_tail_is_no_damage(data):
     assert (data / "keys.log").read_bytes() == log + b"torn"  # only a start moves it
     code, output, _ = command("export", "--data", data)
     assert code == 0 and len(output.splitlines()) == len(ROOMS)
+    (data / "keys.log").write_bytes(b"roomkeyd keys.log 1\ntorn")  # where no batch ever was
+    code, output, _ = command("check", "--data", data)
+    assert code == 0 and "4 bytes at byte 20 are a torn tail" in output
+
+
+def test_export_ends_where_the_log_is_whole(data):
+    """A start will cut off what stands behind, valid lines of the last batch among it."""
+    log = b"roomkeyd keys.log 1\n" + record(20, "-", "kept", "k")
+    (data / "keys.log").write_bytes(log + b"torn\n" + record(20, "-", "lost", "k"))
+    code, output, errors = command("export", "--data", data)
+    assert (code, errors) == (0, "")
+    assert [json.loads(line)["_id"] for line in output.splitlines()] == ["kept"]
 
 
 def test_check_reads_users_and_rooms_too(data):
@@ -148,11 +186,12 @@ def test_check_reads_users_and_rooms_too(data):
     assert errors == f"roomkeyd: {data}/rooms:2: type must be c, p or d\n"
 
 
-def test_a_newer_log_is_damage_to_this_version(data):
+@pytest.mark.parametrize("end", [2, None], ids=["last", "first"])
+def test_a_newer_log_is_damage_to_this_version(data, end):
     lines = lines_of(data)
     body = lines[1].rstrip(b"\n").split(b"\t", 1)[1].replace(b"\tS\t", b"\tR\t")
     lines[1] = b"%08x\t%s\n" % (crc32c(body), body)
-    (data / "keys.log").write_bytes(b"".join(lines))
+    (data / "keys.log").write_bytes(b"".join(lines[:end]))
     code, output, _ = command("check", "--data", data)
     assert code == 1 and "it was written by a newer roomkeyd" in output
 
@@ -239,6 +278,14 @@ def test_what_is_no_log(data, name, log, reason):
     assert (data / "keys.log").read_bytes() == log
 
 
+@pytest.mark.parametrize("name", ["check", "export"])
+def test_a_pipe_in_the_log_s_place_is_not_waited_for(data, name):
+    (data / "keys.log").unlink()
+    os.mkfifo(data / "keys.log")
+    code, _, errors = command(name, "--data", data)
+    assert (code, errors) == (1, f"roomkeyd: {data}: keys.log: not a regular file\n")
+
+
 def test_a_long_export_stops_where_the_device_is_full(data, tmp_path):
     """Not at the log's end, which may be far: it reads less than where there is room."""
     log = bytearray((data / "keys.log").read_bytes())
@@ -266,7 +313,8 @@ def test_a_long_export_stops_where_the_device_is_full(data, tmp_path):
     assert reads < reads_of_all - 2
 
 
-def test_export_to_a_full_device(data):
+@pytest.mark.parametrize("name", ["check", "export"])
+def test_a_full_device(data, name):
     with open("/dev/full", "w", encoding="ascii") as full:
-        done = run("export", "--data", data, stdout=full)
+        done = run(name, "--data", data, stdout=full)
     assert done.returncode == 1 and "No space left" in done.stderr

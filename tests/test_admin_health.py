@@ -1,13 +1,15 @@
 """health: exit code 0 for a server that says that it is well, and for nothing else."""
 
 import contextlib
+import fcntl
 import socket
+import termios
 import threading
 import time
 
 import pytest
 
-from server import TIMEOUT_S, has_ipv6, run
+from server import TIMEOUT_S, has_ipv6, run, wait_until
 
 
 def health(address):
@@ -77,6 +79,25 @@ def test_any_other_answer(answer, said):
 def test_a_plain_yes():
     with answering(b"HTTP/1.1 200 OK\r\n\r\nok") as address:
         assert health(address) == (0, "")
+
+
+def test_an_answer_in_two_pieces(tmp_path):
+    """The second one when the first has been read (a Unix socket tells)."""
+    codes = []
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        thread = threading.Thread(target=lambda: codes.append(health(f"unix:{tmp_path}/socket")))
+        thread.start()
+        with listening.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 ")
+            unread = lambda: fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+            wait_until(lambda: unread() == bytes(4), "the first piece to be read")
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(b"200 OK\r\n\r\nok")
+            thread.join(TIMEOUT_S)
+    assert codes == [(0, "")]
 
 
 def test_silence_has_a_limit():

@@ -185,6 +185,15 @@ def test_a_log_that_cannot_grow(data):
     assert command("import", "--data", data, text=text) == (0, summary(100_000 - there, there), "")
 
 
+def test_a_disk_without_space_for_the_last_few(data):
+    """They are written when the input has ended."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+    code, output, errors = command("import", "--data", data, text=lines(10), preexec_fn=limit)
+    assert (code, output) == (1, summary(0))
+    assert errors.endswith(f"roomkeyd: {data}: the disk is full or has failed\n")
+    assert command("import", "--data", data, text=lines(10)) == (0, summary(10), "")
+
+
 @pytest.mark.parametrize("call", ["fdatasync", "pread64"])
 def test_a_disk_that_fails(data, call):
     """Once, at the first call of any thread, at the second and so on: what is printed as set is there,

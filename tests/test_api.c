@@ -516,6 +516,7 @@ static void test_lone_surrogates(void **state) {
         ROW("{\"rid\":\"\\ud800\",\"keyID\":\"k\"}",             400, LONE(8)),
         ROW("{\"rid\":\"ab\\udfff\",\"keyID\":\"k\"}",           400, LONE(10)),
         ROW("{\"rid\":\"\\ud800\\ud800\\udc00\",\"keyID\":\"k\"}", 400, LONE(8)),
+        ROW("{\"rid\":\"\\ud800\\ue000\",\"keyID\":\"k\"}",       400, LONE(8)),
         ROW("{\"rid\":\"\\ud800\\udc00\\ud800x\",\"keyID\":\"k\"}", 400, LONE(20)),
         ROW("{\"rid\":\"\\udbff\\u0041\",\"keyID\":\"k\"}",      400, LONE(8)),
         ROW("{\"rid\":\"\\udc00\\udc00\",\"keyID\":\"k\"}",      400, LONE(8)),

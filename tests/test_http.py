@@ -24,6 +24,7 @@ from server import (
     request,
     room_info,
     set_request,
+    wait_until,
 )
 
 HEAD_LIMIT, TARGET_LIMIT, FIELD_LIMIT, BODY_LIMIT = 16384, 8192, 100, 65536
@@ -108,6 +109,11 @@ def test_keep_alive_for_many_requests(server):
             reply = client.ask(info_request(f"r{i}"))
             reply.is_json(200, room_info(f"r{i}", "c"))
             assert reply.field("Connection") is None
+
+
+def test_the_date_goes_on(server):
+    first = server.ask(HEALTHZ).field("Date")
+    wait_until(lambda: server.ask(HEALTHZ).field("Date") != first, "the next second")
 
 
 def test_empty_lines_before_a_request_are_passed_over(server):
@@ -486,6 +492,14 @@ def test_a_refused_body_does_not_turn_the_reply_into_a_reset(server, extra):
             assert client.reply().status == 413
             client.finish_sending()
             client.end()
+
+
+def test_whatever_is_sent_behind_a_refused_request_is_taken(server):
+    """And dropped: more than the kernel's buffers and the largest request hold."""
+    with server.client() as client:
+        assert client.ask(b"BROKEN\r\n\r\n").status == 400
+        client.send(bytes(16 << 20))
+        client.end()
 
 
 def test_the_same_in_chunks(server):

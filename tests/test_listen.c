@@ -1,6 +1,6 @@
 /*
- * test_listen.c: what the environment says of passed sockets. All else of listen.c is in
- * test_process.py and test_service.py, over real sockets.
+ * test_listen.c: what the environment says of passed sockets, and how long an address may be. All
+ * else of listen.c is in test_process.py and test_service.py, over real sockets.
  */
 #include "listen.h"
 
@@ -64,7 +64,27 @@ static void test_count_passed(void **state) {
     }
 }
 
+/* A path is told to the kernel with its NUL, and an address has to fit the longest there is. */
+static void test_longest_addresses(void **state) {
+    char text[256] = "unix:";
+    (void)state;
+    for (size_t size = 1; size < 200; size++) {
+        memset(text + 5, 'x', size);
+        text[5 + size] = '\0';
+        assert_int_equal(listen_is_address(text), size < sizeof((struct sockaddr_un *)0)->sun_path);
+    }
+    assert_true(listen_is_address("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535"));
+    for (size_t size = 1; size < 200; size++) {
+        memset(text, '1', size);
+        strcpy(text + size, ":80");
+        assert_false(listen_is_address(text));
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_count_passed)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_count_passed),
+        cmocka_unit_test(test_longest_addresses),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -93,6 +93,8 @@ static void test_sets_by_outcome(void **state) {
     count(metrics, AT_SET, 204, false); /* OPTIONS */
     count(metrics, AT_INFO, 200, false);
     assert_true(value_of(metrics, "roomkeyd_sets_total{outcome=\"success\"}") == 1);
+    assert_true(value_of(metrics, "roomkeyd_sets_total{outcome=\"already_exists\"}") == 1);
+    assert_true(value_of(metrics, "roomkeyd_sets_total{outcome=\"invalid\"}") == 2);
 }
 
 /* A bound counts what is at most as much; the sum is in seconds. */
@@ -119,6 +121,14 @@ static void test_buckets(void **state) {
     assert_true(value_of(metrics, BATCH "_sum") == 1 + 2 + 3 + 65536 + 65537);
 }
 
+static void test_past_every_bound(void **state) {
+    struct metrics *metrics = *state;
+    metrics_count_commit(metrics, UINT64_MAX, INT64_MAX);
+    assert_true(value_of(metrics, COMMIT "_bucket{le=\"4.194304\"}") == 0);
+    assert_true(value_of(metrics, COMMIT "_bucket{le=\"+Inf\"}") == 1);
+    assert_true(value_of(metrics, BATCH "_bucket{le=\"+Inf\"}") == 1);
+}
+
 /* Every series there can be, with the longest numbers, ends with the last line whole. */
 static void test_the_longest_text(void **state) {
     struct metrics *metrics = *state;
@@ -143,6 +153,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_requests, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_sets_by_outcome, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_buckets, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_past_every_bound, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_the_longest_text, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -290,3 +290,19 @@ def test_the_worst_that_connections_can_take(serve, asked, bound):
         for one in greedy:
             one.close()
         assert server.ask(HEALTHZ).body == b"ok"
+
+
+def test_sets_whose_replies_nobody_takes(serve):
+    """Whenever one is on disk the requests behind it have their turn, up to the same bound."""
+    server = serve(program=binary("ROOMKEYD_RELEASE"))
+    with server.client() as client:
+        client.ask(set_request("room", ROOM)).is_json(200, SUCCESS)
+        before = anonymous_bytes(server)
+        greedy = [connect(server.address, receive_bytes=4096) for _ in range(10)]
+        for number, one in enumerate(greedy):
+            stuff([one], b"".join(info_request("room") * 15 + set_request(f"{number} {i}", "k")
+                                  for i in range(200)))
+        client.ask(HEALTHZ).check_date()
+        assert anonymous_bytes(server) - before <= len(greedy) * BOUND + SHARED
+        for one in greedy:
+            one.close()

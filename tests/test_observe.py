@@ -20,10 +20,10 @@ import time
 import pytest
 
 from server import (
-    ALICE, ALICE_FIELDS, ALICE_TOKEN, ALREADY_EXISTS, BOB_TOKEN, HEALTHZ, INFO_PATH, JSON_TYPE,
-    REPOSITORY, SET_PATH, STORAGE_UNAVAILABLE, SUCCESS, TIMEOUT_S, Client, Server, binary, compact,
-    failure, has_ipv6, hash_token, info_request, inject, parse_ready_line, request, run, set_request, wait_until,
-    write_data,
+    ALICE, ALICE_FIELDS, ALICE_TOKEN, ALREADY_EXISTS, BOB_TOKEN, CALL_PATH, HEALTHZ, INFO_PATH,
+    JSON_TYPE, REPOSITORY, SET_PATH, STORAGE_UNAVAILABLE, SUCCESS, TIMEOUT_S, Client, Server, binary,
+    compact, failure, has_ipv6, hash_token, info_request, inject, parse_ready_line, request, run,
+    set_request, wait_until, write_data,
 )
 
 METRICS = request("GET", "/metrics")
@@ -107,6 +107,14 @@ def test_requests_and_sets_are_counted(server):
     assert seen["roomkeyd_commit_duration_seconds_count"] == 2
     assert seen["roomkeyd_commit_batch_size_sum"] == 2
     assert seen["roomkeyd_log_size_bytes"] == len(server.log())
+
+
+def test_sets_by_method_call_are_counted(server):
+    message = {"msg": "method", "id": "1", "method": "e2e.setRoomKeyID", "params": ["a", "k"]}
+    body = compact({"message": compact(message).decode()})
+    call = request("POST", CALL_PATH, (*ALICE_FIELDS, JSON_TYPE), body)
+    assert [server.ask(call).status for _ in range(3)] == [200, 400, 400]
+    assert sets_by_outcome(metrics(server)) == {"success": 1, "already_exists": 2}
 
 
 def test_buckets_rise(server):
@@ -364,6 +372,16 @@ def test_a_file_that_cannot_be_reopened(serve, tmp_path):
     wait_lines(moved / "access.log", 2)  # the old one is still written
 
 
+def test_a_rotation_keeps_no_descriptor(serve, path):
+    server = serve("--access-log", path)
+    before = server.descriptors()
+    for _ in range(5):
+        path.unlink()
+        server.send_signal(signal.SIGHUP)
+        wait_until(path.exists, "the log to be opened again")
+    wait_until(lambda: server.descriptors() == before, "the old ones to be closed")
+
+
 def test_a_log_that_cannot_be_opened(tmp_path):
     write_data(tmp_path / "data")
     os.mkfifo(tmp_path / "pipe")
@@ -421,6 +439,22 @@ def test_a_slow_reader_of_a_pipe_holds_up_nobody(serve, path):
     server.ask(HEALTHZ)  # nobody reads it any more: EPIPE, which is no SIGPIPE
     server.expected_stderr = "^roomkeyd: access log: .*: (lines are dropped|Broken pipe)"
     assert server.ask(HEALTHZ).status == 200
+
+
+def test_lines_follow_when_there_is_space_again(serve, path):
+    """By themselves: nobody asks anything any more."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    server = serve("--access-log", path)
+    with server.client() as client:
+        for _ in range(200):
+            assert client.ask(HEALTHZ).status == 200
+        text = b""
+        while text.count(b"\n") < 200:
+            assert select.select([reader], [], [], TIMEOUT_S)[0], text.count(b"\n")
+            text += os.read(reader, 65536)
+    os.close(reader)
 
 
 def read_pipe(reader, is_enough, server):

@@ -219,6 +219,24 @@ def test_localhost_for_a_client_that_tries_ipv6_first(serve, families):
     assert server.ask(HEALTHZ).status == 200
 
 
+def test_a_unix_socket_whose_owner_is_busy_is_not_taken(tmp_path):
+    """Nobody else can connect to it at this moment, and yet somebody listens."""
+    write_data(tmp_path / "data")
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as owner, contextlib.ExitStack() as waiting:
+        owner.bind(str(path))
+        owner.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                one.setblocking(False)
+                one.connect(str(path))
+        before = path.stat().st_ino
+        result = run("--listen", f"unix:{path}", "--data", tmp_path / "data")
+        assert result.returncode == 1 and "Address already in use" in result.stderr
+        assert path.stat().st_ino == before
+
+
 # ---- files -------------------------------------------------------------------------------------
 
 
@@ -400,6 +418,21 @@ def test_many_hangups_at_once(serve):
     assert server.info("room-48").status == 400
 
 
+def test_a_hangup_while_rooms_are_read(serve, tmp_path):
+    """Users have been read by then: they are once more, when that is over."""
+    options, trace = os.environ.get("ASAN_OPTIONS", ""), tmp_path / "trace"
+    server = serve(rooms=ROOMS, environment={"ASAN_OPTIONS": f"{options}:detect_leaks=0"}, wrapper=[
+        tool("strace", "strace"), "-D", "-f", "-qq", "-o", trace, "-P", tmp_path / "data" / "rooms",
+        "-e", "trace=open,openat,read", "-e", "inject=read:delay_enter=500000",
+        "-e", "signal=none"])
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: trace.read_text().count("open") == 2, "rooms to be opened again")
+    write_data(server.directory, USERS + f"late {hash_token('t')}\n", ROOMS)
+    server.send_signal(signal.SIGHUP)
+    fields = (("X-User-Id", "late"), ("X-Auth-Token", "t"))
+    wait_until(lambda: server.info("public", fields).status == 200, "the second reload")
+
+
 def test_a_stop_during_a_reload(serve):
     server = serve(rooms="".join(f"room-{i} p alice bob\n" for i in range(100_000)))
     server.send_signal(signal.SIGHUP)
@@ -467,6 +500,19 @@ def test_a_second_signal_stops_it_at_once(serve):
         server.process.wait(TIMEOUT_S)
         assert time.monotonic() - started < 5  # ... but not now
         server.check_output()
+
+
+def test_a_crowd_that_has_just_connected_is_served_to_the_end(server):
+    """More of them than are accepted in one pass."""
+    server.send_signal(signal.SIGSTOP)
+    crowd = [server.client() for _ in range(400)]
+    for client in crowd:
+        client.send(HEALTHZ)
+    server.send_signal(signal.SIGTERM)
+    server.send_signal(signal.SIGCONT)
+    for client in crowd:
+        assert client.reply().status == 200
+        client.close()
 
 
 def test_no_new_connections_while_it_stops(serve):
@@ -543,6 +589,16 @@ def test_max_connections(serve):
         client.close()
 
 
+def test_who_has_been_told_so_takes_nobody_s_place(serve):
+    server = serve("--max-connections", "2")
+    with server.client() as first, server.client() as second, server.client() as late:
+        assert first.ask(HEALTHZ).status == second.ask(HEALTHZ).status == 200
+        assert late.reply().status == 503  # and keeps its end open
+        second.close()
+        assert first.ask(HEALTHZ).status == 200
+        assert server.ask(HEALTHZ).status == 200
+
+
 def test_many_connections_beyond_the_limit(serve):
     """Only so many are told at a time that there are too many: the rest waits in the kernel's queue
     until some of those have gone, and no descriptors are spent on it."""
@@ -604,16 +660,28 @@ def test_out_of_descriptors(serve):
         client.close()
 
 
+def is_stopped(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "T"
+
+
 def test_a_stopped_process_does_not_punish_its_clients(serve):
     """SIGSTOP, time passes, SIGCONT: what came meanwhile is served before deadlines are judged."""
     server = serve(program=binary("ROOMKEYD_QUICK"))
     with server.client() as client, server.client() as halfway:
+        crowd = [server.client() for _ in range(600)]  # more than are looked at in two passes
         assert client.ask(HEALTHZ).status == 200
         halfway.send(HEALTHZ[:10])
         server.send_signal(signal.SIGSTOP)
-        client.send(HEALTHZ)
+        wait_until(lambda: is_stopped(server.pid), "the server to stop")
+        late = select.select([one.socket for one in crowd], [], [], 0)[0]  # on a slow machine: for those
+        crowd = [one for one in crowd if one.socket not in late]  # the deadline has come before
+        for one in (client, *crowd):
+            one.send(HEALTHZ)
         halfway.send(HEALTHZ[10:])
         assert not select.select([client.socket], [], [], 3)[0]
         server.send_signal(signal.SIGCONT)
-        assert client.reply().status == 200
-        assert halfway.reply().status == 200
+        for one in (client, halfway, *crowd):
+            assert one.reply().status == 200
+        for one in crowd:
+            one.close()

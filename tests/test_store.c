@@ -10,6 +10,7 @@
  */
 #include "log.h"
 #include "store.h"
+#include "table.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -124,7 +125,15 @@ void *__wrap_calloc(size_t count, size_t size);
 void *__real_realloc(void *memory, size_t size);
 void *__wrap_realloc(void *memory, size_t size);
 
+uint64_t __real_table_hash(struct table_key key, struct slice bytes);
+uint64_t __wrap_table_hash(struct table_key key, struct slice bytes);
+
 static off_t last_write_at;
+static bool hashes_collide;
+
+uint64_t __wrap_table_hash(struct table_key key, struct slice bytes) {
+    return hashes_collide ? 7 : __real_table_hash(key, bytes);
+}
 
 ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset) {
     last_write_at = offset;
@@ -209,6 +218,7 @@ static int set_up(void **state) {
     const char *parent = getenv("TMPDIR");
     snprintf(scene.dir, sizeof scene.dir, "%s/test_store.XXXXXX", parent ? parent : "/tmp");
     disarm();
+    hashes_collide = false;
     scene.store = NULL;
     scene.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     scene.true_stderr = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
@@ -571,6 +581,8 @@ static void ids_are_escaped_one_way_only(void **state) {
     char too_long[ID_MAX_BYTES + 1];
     memset(too_long, 'x', sizeof too_long);
     assert_int_equal(log_unescape((struct slice){too_long, sizeof too_long}, back), 0);
+    memset(too_long, '\x01', sizeof too_long);
+    assert_int_equal(log_unescape((struct slice){too_long, sizeof too_long}, back), 0);
 }
 
 /* A line around what its checksum covers. */
@@ -653,6 +665,34 @@ static void a_set_is_shown_when_it_is_durable(void **state) {
     assert_true(settled.ok);
     assert_int_equal(settled.up_to, second);
     assert_key("s", "k3");
+}
+
+/* The index only says where to look: at each stage of a batch, and in a replay. */
+static void rooms_of_one_hash_are_told_apart(void **state) {
+    (void)state;
+    uint64_t ticket;
+    hashes_collide = true;
+    open_store();
+    uint64_t first = must_set("a", "k1");
+    assert_int_equal(must_set("b", "k2"), first);
+    store_hand_over(scene.store);
+    assert_true(must_set("c", "k3") > first);
+    assert_int_equal(set("b", "other", &ticket), STORE_EXISTS);
+    assert_int_equal(ticket, first);
+    assert_true(collect().ok);
+    assert_key("c", NULL);
+    must_commit();
+    must_set("d", "k4");
+    must_commit();
+    for (int i = 0; i < 2; i++) {
+        assert_key("a", "k1");
+        assert_key("b", "k2");
+        assert_key("c", "k3");
+        assert_key("d", "k4");
+        assert_key("e", NULL);
+        assert_int_equal(set("c", "other", &ticket), STORE_EXISTS);
+        reopen();
+    }
 }
 
 static void closing_commits_what_is_open(void **state) {
@@ -1062,6 +1102,72 @@ static void a_tail_of_anything_is_torn(void **state) {
     assert_goes_on(sample.lines);
 }
 
+/* A log of one batch with `records` records, of which the one numbered `twice` has the room of the
+ * first; the numbers begin with 0. *at is where it stands. */
+static struct slice log_with_a_room_twice(unsigned records, unsigned twice, size_t *at) {
+    static char log[16384];
+    char format[64];
+    size_t n = (size_t)snprintf(log, sizeof log, LOG_FIRST_LINE);
+    for (unsigned i = 0; i < records; i++) {
+        snprintf(format, sizeof format, "%%" PRIx64 "\tS\t1\t-\troom%u\tk", i == twice ? 0 : i);
+        struct slice line = line_text(LOG_FIRST_LINE_BYTES, format);
+        if (i == twice) *at = n;
+        memcpy(log + n, line.p, line.n);
+        n += line.n;
+    }
+    return (struct slice){log, n};
+}
+
+/* What stands behind it is not there either. */
+static void a_room_twice_is_found_however_far_from_the_end(void **state) {
+    (void)state;
+    char room[32];
+    uint64_t ticket;
+    size_t at;
+    for (unsigned records = 2; records <= 70; records++) {
+        unsigned twice = records > 40 ? 3 : 1;
+        struct slice log = log_with_a_room_twice(records, twice, &at);
+        assert_torn(log, at);
+        for (unsigned i = 0; i < records; i++) {
+            snprintf(room, sizeof room, "room%u", i);
+            assert_int_equal(set(room, "new", &ticket), i < twice ? STORE_EXISTS : STORE_OK);
+        }
+        must_commit();
+        assert_int_equal(close_store(), 0);
+    }
+}
+
+/* It does not know which rooms there are, nor whether the log is damaged or torn. */
+static void a_start_that_could_not_look_at_all_is_none(void **state) {
+    (void)state;
+    static const struct {
+        enum call call;
+        int error;
+    } rows[] = {{PREAD, EIO}, {CALLOC, ENOMEM}};
+    char log[sizeof sample.bytes];
+    size_t at;
+    make_sample(false);
+    memcpy(log, sample.bytes, sample.size);
+    log[sample.line_start[2] - 2] ^= 1; /* what is behind that certifies it */
+    const struct slice damaged = {log, sample.size}, torn = with_tail(SLICE("torn"));
+    const struct slice logs[] = {damaged, torn, log_with_a_room_twice(3, 1, &at)};
+    for (size_t i = 0; i < 3 * sizeof rows / sizeof *rows; i++) {
+        bool fired = true;
+        for (unsigned n = 1; fired; n++) {
+            empty_dir();
+            write_log(logs[i % 3]);
+            arm(rows[i / 3].call, n, n, rows[i / 3].error);
+            bool opened = try_open();
+            fired = faults[rows[i / 3].call].fired;
+            disarm();
+            said();
+            assert_int_equal(opened, !fired && i % 3 > 0);
+            if (i % 3 == 0) assert_named_is(LOG_NAME, damaged);
+        }
+        if (scene.store) assert_int_equal(close_store(), 0);
+    }
+}
+
 static void what_certifies_is_found_behind_anything(void **state) {
     (void)state;
     static char filler[3u << 20];
@@ -1212,6 +1318,14 @@ static void a_sealed_log_is_not_sealed_again(void **state) {
         assert_int_equal(close_store(), 0);
         assert_named_is(LOG_NAME, (struct slice){sample.bytes, sample.size});
     }
+    uint64_t ticket;
+    open_store();
+    arm(REALLOC, 1, 100, ENOMEM);
+    assert_int_equal(set("new", "k", &ticket), STORE_UNAVAILABLE);
+    disarm();
+    assert_int_equal(close_store(), 0);
+    assert_named_is(LOG_NAME, (struct slice){sample.bytes, sample.size});
+
     make_sample(false);
     write_log((struct slice){sample.bytes, sample.size});
     open_store();
@@ -1517,6 +1631,32 @@ static void failed_sets_leave_nothing_reserved(void **state) {
     assert_non_null(strstr(said(), "No space left"));
 }
 
+/* It was made for the place behind that: written there, it would stand behind a gap. */
+static void a_batch_behind_one_that_fails_is_not_written(void **state) {
+    (void)state;
+    struct store_settled settled;
+    struct epoll_event event;
+    open_store();
+    must_set("a", "k");
+    arm(PWRITE, 1, 1, ENOSPC);
+    store_hand_over(scene.store);
+    assert_int_equal(epoll_wait(scene.epoll_fd, &event, 1, COMMIT_TIMEOUT_MS), 1);
+    uint64_t behind = must_set("b", "k");
+    store_hand_over(scene.store);
+    assert_true(store_collect(scene.store, &settled));
+    assert_false(settled.ok);
+    assert_true(settled.up_to >= behind);
+    assert_int_equal(faults[PWRITE].made, 1);
+    disarm();
+    must_set("b", "k");
+    must_set("a", "k");
+    must_commit();
+    assert_non_null(strstr(said(), "No space left"));
+    reopen();
+    assert_key("a", "k");
+    assert_key("b", "k");
+}
+
 static void half_a_write_is_finished_or_cut_back(void **state) {
     (void)state;
     char before[512];
@@ -1768,6 +1908,7 @@ int main(void) {
         UNIT(ids_are_escaped_one_way_only),
         UNIT(lines_have_one_spelling),
         UNIT(a_set_is_shown_when_it_is_durable),
+        UNIT(rooms_of_one_hash_are_told_apart),
         UNIT(closing_commits_what_is_open),
         UNIT(a_batch_is_one_write_and_one_sync),
         cmocka_unit_test_setup_teardown(random_runs_agree_with_the_model, seed_generator,
@@ -1782,6 +1923,8 @@ int main(void) {
         UNIT(bytes_lost_or_added_are_damage),
         UNIT(a_zeroed_block_is_damage),
         UNIT(a_tail_of_anything_is_torn),
+        UNIT(a_room_twice_is_found_however_far_from_the_end),
+        UNIT(a_start_that_could_not_look_at_all_is_none),
         UNIT(what_certifies_is_found_behind_anything),
         UNIT(what_a_client_chose_certifies_nothing),
         UNIT(an_earlier_torn_file_is_kept),
@@ -1801,6 +1944,7 @@ int main(void) {
         UNIT(a_batch_says_how_it_went),
         UNIT(a_full_disk_refuses_while_it_is_full),
         UNIT(failed_sets_leave_nothing_reserved),
+        UNIT(a_batch_behind_one_that_fails_is_not_written),
         UNIT(half_a_write_is_finished_or_cut_back),
         UNIT(a_failed_disk_refuses_until_it_is_opened_again),
         UNIT(a_log_that_cannot_be_cut_is_not_written_to),

@@ -466,6 +466,19 @@ def test_only_sets_wait_for_the_disk(slow):
         assert sorted(took)[len(took) // 2] < 0.1, "reads must take no notice of a slow disk"
 
 
+def test_what_is_sent_behind_a_set_costs_nothing_while_it_waits(slow):
+    """It is more than one receive takes, and is not looked at again and again."""
+    with slow.client() as client:
+        client.send(set_request("room", "key"))
+        wait_until(lambda: b"\troom\t" in slow.log(), "the record to be written")
+        before = slow.cpu_seconds()
+        client.send(HEALTHZ * 4000)
+        client.reply().is_json(200, SUCCESS)
+        assert slow.cpu_seconds() - before < SYNC_S / 10
+        for _ in range(4000):
+            assert client.reply().body == b"ok"
+
+
 def test_an_already_exists_of_a_durable_key_does_not_wait(slow):
     slow.set("room", "key").is_json(200, SUCCESS)
     with slow.client() as setter, slow.client() as other:

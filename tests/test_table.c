@@ -239,6 +239,18 @@ static void holds_adversarial_tags(void **state) {
 }
 
 /* Every growth of a part moves every entry: look for all of them after each. */
+/* A table that is well filled by others, so that it does not grow for these. */
+static void stops_before_the_array_ends(void **state) {
+    (void)state;
+    struct model *model = model_new(TABLE_ONE_PART);
+    for (uint32_t i = 0; i < 800; i++) model_add(model, i * (UINT32_MAX / 800), i);
+    for (uint32_t i = 0; i < 90; i++) {
+        model_add(model, UINT32_MAX, 1000 + i);
+        assert_int_equal(count_candidates(&model->table, UINT32_MAX), i + 1);
+    }
+    model_free(model);
+}
+
 static void loses_nothing_by_growing(void **state) {
     struct model *model = model_new(TABLE_ONE_PART);
     unsigned growths = 0;
@@ -462,6 +474,7 @@ int main(void) {
         cmocka_unit_test(finds_nothing_in_an_empty_table),
         cmocka_unit_test(keeps_values_whole),
         cmocka_unit_test(holds_adversarial_tags),
+        cmocka_unit_test(stops_before_the_array_ends),
         cmocka_unit_test(loses_nothing_by_growing),
         cmocka_unit_test(separates_parts),
         cmocka_unit_test(fills_one_part_of_many),
