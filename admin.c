@@ -145,7 +145,7 @@ static void print_inspection(const char *dir, const struct store_inspection *ins
     }
 }
 
-/* Exit code 1 when a server would not start with these files. */
+/* Exit code 1 when a server would not start with these files, or has yet to make the log. */
 static int check(const struct arguments *arguments) {
     char why[WHY_BYTES];
     struct store_inspection inspection = {.visit = NULL};
@@ -336,7 +336,9 @@ static int copy_users(const struct edit *edit, struct slice user, struct slice h
         if (line[size - 1] != '\n') putc('\n', edit->file);
     }
     free(line);
-    return !edit->old || (feof(edit->old) && !ferror(edit->old)) ? omitted : -complain(edit->name, strerror(errno));
+    return !edit->old || (feof(edit->old) && !ferror(edit->old))
+               ? omitted
+               : -complain(edit->name, strerror(errno));
 }
 
 static int make_token(char token[TOKEN_CHARS + 1]) {
@@ -685,8 +687,8 @@ struct command {
 static const struct command commands[] = {
     {"check", NULL, check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
      "Says what is wrong with the log, users and rooms, and changes nothing: 1 where a server\n"
-     "would not start. With --salvage, writes every valid record to a new log. Also beside a\n"
-     "server."},
+     "would not start, or there is no log yet. With --salvage, writes every valid record to a\n"
+     "new log. Also beside a server."},
     {"export", NULL, export, "d", 0, 0, "export [--data DIR]",
      "Prints the key IDs as JSON lines. Also beside a server."},
     {"import", NULL, import_keys, "d", 0, 0, "import [--data DIR] <FILE",
