@@ -106,12 +106,12 @@ char *access_log_line(int fd, const struct http_request *request, struct slice u
 
 void access_log_add(struct access_log *log, const char *line, int status, size_t body_bytes) {
     char sent[24] = "-"; /* as many as there are, or none */
-    size_t room = sizeof log->bytes - log->size, n = room;
+    size_t space = sizeof log->bytes - log->size, n = space;
     if (body_bytes > 0) snprintf(sent, sizeof sent, "%zu", body_bytes);
     if (line)
-        n = (size_t)snprintf(log->bytes + log->size, room, "%s %d %s%s", line, status, sent,
+        n = (size_t)snprintf(log->bytes + log->size, space, "%s %d %s%s", line, status, sent,
                              line + strlen(line) + 1);
-    if (n < room) {
+    if (n < space) {
         log->size += n;
         return;
     }

@@ -293,6 +293,27 @@ def test_what_clients_send_is_escaped(serve, path):
     assert text.endswith(b' "\\" 200 1 \\"\\\\x0a" "q\\"\\\\\\t\\xff\\x80e"\n')
 
 
+def test_the_longest_line(serve, path):
+    """Every byte of the longest fields there may be takes four."""
+    server = serve("--access-log", path)
+    fields = (("Referer", "ü" * 3950), ("User-Agent", "ü" * 3950))
+    assert server.ask(request("GET", "/healthz", fields)).status == 200
+    line, = wait_lines(path, 1)
+    text = r"\xc3\xbc" * 3950
+    assert path.read_text().endswith(f' "{text}" "{text}"\n'), line
+
+
+def test_a_file_that_is_cut_is_gone_on_with_from_its_start(serve, path):
+    """As logrotate's copytruncate does."""
+    server = serve("--access-log", path)
+    for target in ("/one", "/two"):
+        assert server.ask(request("GET", target)).status == 404
+        line, = wait_lines(path, 1)
+        assert line.request == f"GET {target} HTTP/1.1"
+        assert b"\0" not in path.read_bytes(), "a hole where the first line was"
+        os.truncate(path, 0)
+
+
 def test_addresses(serve, path, tmp_path):
     listen = ["127.0.0.1:0", f"unix:{tmp_path}/socket"] + ["[::1]:0"] * has_ipv6()
     server = serve("--access-log", path, listen=listen)
