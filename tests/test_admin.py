@@ -152,7 +152,8 @@ def test_a_salvage_without_space_is_removed(data, tmp_path):
         new.unlink(missing_ok=True)
         done = run("check", "--data", data, "--salvage", new,
                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
-        assert done.returncode == 1 and done.stderr == f"roomkeyd: {new}: File too large\n"
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"roomkeyd: {new}: File too large\n")  # gcov's own may follow
         assert not new.exists()
 
 
