@@ -442,12 +442,12 @@ def test_a_file_at_its_size_limit_changes_nothing(data, change):
     assert contents(data) == before
 
 
-def add_under(call, path, data):
-    """user add, for carol, under strace, which makes a call that touches path fail: (exit code,
-    standard output, standard error)."""
+def add_under(call, data, *only):
+    """user add, for carol, under strace, which makes a call fail, perhaps only those that touch a
+    path (-P): (exit code, standard output, standard error)."""
     options = os.environ.get("ASAN_OPTIONS", "")
     done = subprocess.run(
-        [tool("strace", "strace"), "-qq", "-o", os.devnull, "-P", path, "-e",
+        [tool("strace", "strace"), "-qq", "-o", os.devnull, *only, "-e",
          f"trace={call.split(':')[0]}", "-e", f"inject={call}", binary(), "user", "add", "--data",
          data, "carol"], capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
         env={**os.environ, "ASAN_OPTIONS": f"{options}:detect_leaks=0"})
@@ -461,14 +461,15 @@ def test_half_a_file_replaces_none(data, name, call):
     holds of them is a file that a server would load."""
     (data / "users").write_text("".join(f"{i:018} {HASH}\n" for i in range(1000)))
     before = contents(data)
-    code, output, errors = add_under(call, data / name, data)
+    code, output, errors = add_under(call, data, "-P", data / name)
     assert (code, output) == (1, "") and errors.startswith("roomkeyd: ")
     assert contents(data) == before
 
 
 def test_a_first_file_may_keep_its_maker_s_owner(data):
     (data / "users").unlink()
-    code, token, errors = add_under("fchown,fchown32:error=EPERM", data / "users.new", data)
+    code, token, errors = add_under("fchown,fchown32:error=EPERM", data, "-P",
+                                    data / "users.new")
     assert (code, errors) == (0, "")
     assert (data / "users").read_text() == f"carol {hash_token(token.strip())}\n"
 
@@ -478,13 +479,8 @@ def test_a_first_file_may_keep_its_maker_s_owner(data):
                                   "fchmod:error=EPERM", "getrandom:error=ENOSYS", "flock:error=ENOLCK"])
 def test_a_call_that_fails_prints_no_token(data, call):
     before = contents(data)
-    options = os.environ.get("ASAN_OPTIONS", "")
-    done = subprocess.run(
-        [tool("strace", "strace"), "-qq", "-o", os.devnull, "-e", f"trace={call.split(':')[0]}",
-         "-e", f"inject={call}", binary(), "user", "add", "--data", data, "carol"],
-        capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-        env={**os.environ, "ASAN_OPTIONS": f"{options}:detect_leaks=0"})
-    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("roomkeyd: ")
+    code, output, errors = add_under(call, data)
+    assert (code, output) == (1, "") and errors.startswith("roomkeyd: ")
     after = contents(data)
     if "when=2" in call:  # the directory's: the file has been replaced, but may come back
         assert after.pop("users") != before.pop("users")
