@@ -274,9 +274,6 @@ static void move_horizon(struct server *server, int64_t asked_ms, int n) {
 /* The only place that sleeps. Returns the number of events. */
 static int wait_for_events(struct server *server, struct epoll_event *events) {
     int64_t asked_ms = clock_us() / 1000;
-    /* While sets wait for the disk nothing is urgent. Whoever else wants this processor goes first:
-     * a client most likely, whose next requests will then be found together. */
-    if (server->conns.lists[CONN_COMMIT].first) sched_yield();
     int n = epoll_wait(server->conns.epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server, asked_ms));
     if (n < 0 && errno != EINTR) {
         fprintf(stderr, "roomkeyd: epoll_wait: %s\n", strerror(errno));
@@ -289,12 +286,22 @@ static int wait_for_events(struct server *server, struct epoll_event *events) {
     return n;
 }
 
-static void collect_commits(struct server *server) {
+/* Whether a batch has settled: its connections have their replies now. */
+static bool collect_commits(struct server *server) {
     struct store_settled settled;
-    if (!store_collect(server->store, &settled)) return;
+    if (!store_collect(server->store, &settled)) return false;
     if (settled.sets > 0)
         metrics_count_commit(&server->conns.metrics, settled.sets, settled.commit_us);
     conns_settle(&server->conns, &settled);
+    return true;
+}
+
+/* While sets wait for the disk nothing is urgent. Whoever else wants this processor goes first: a
+ * client most likely, whose next requests will then be found together. Not so where a batch has just
+ * been answered: to have given way once more costs the processor at every later reply, as soon as it
+ * wakes a client. */
+static void give_way(const struct server *server, bool has_settled) {
+    if (server->conns.lists[CONN_COMMIT].first && !has_settled) sched_yield();
 }
 
 static void handle_signals(struct server *server) {
@@ -355,7 +362,7 @@ static void run(struct server *server) {
     struct epoll_event events[EVENTS_PER_PASS];
     while (!is_finished(server)) {
         int n = wait_for_events(server, events);
-        collect_commits(server);
+        bool has_settled = collect_commits(server);
         handle_time(server);
         accept_and_signals(server, events, n);
         read_conns(server, events, n);
@@ -364,6 +371,7 @@ static void run(struct server *server) {
         conns_write(&server->conns);
         access_log_write(&server->conns.log);
         if (conns_free_closed(&server->conns) > 0 && server->is_resting) wake_listeners(server);
+        give_way(server, has_settled);
     }
 }
 

@@ -48,7 +48,7 @@ end
 """
 SET = """return wrk.format("POST", "/api/v1/e2e.setRoomKeyID", fields,
     '{"rid":"' .. room .. '","keyID":"my-UniQu3_ke4_Id"}')"""
-WEBDIS = 'return wrk.format("GET", "/SETNX/" .. room .. "/my-UniQu3_ke4_Id")'
+WEBDIS = 'return wrk.format("POST", "/", fields, "SETNX/" .. room .. "/my-UniQu3_ke4_Id")'
 DENIED = """fields["X-Auth-Token"] = "wrong"
   return wrk.format("POST", "/api/v1/e2e.setRoomKeyID", fields, '{"rid":"a","keyID":"b"}')"""
 EXISTS = """return wrk.format("POST", "/api/v1/e2e.setRoomKeyID", fields, '{"rid":"a","keyID":"b"}')"""
