@@ -146,6 +146,16 @@ def test_the_default_listeners(tmp_path):
                      "roomkeyd: listening on [::1]:3000"][: 1 + has_ipv6()]
 
 
+def test_an_ipv6_listener_takes_ipv6_alone(tmp_path):
+    """Or [::] and 0.0.0.0 could not be given together. Seen by what only a socket for both families
+    can be bound to, without listening anywhere but on loopback."""
+    assert has_ipv6(), "this test needs ::1"
+    write_data(tmp_path / "data")
+    result = run("--listen", "[::ffff:127.0.0.1]:0", "--data", tmp_path / "data")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "cannot listen on [::ffff:127.0.0.1]:0" in result.stderr
+
+
 def test_an_address_in_use(serve, tmp_path):
     server = serve()
     address = "127.0.0.1:%d" % server.address[1]
@@ -499,6 +509,7 @@ def test_a_second_signal_stops_it_at_once(serve):
         server.judged = True
         server.process.wait(TIMEOUT_S)
         assert time.monotonic() - started < 5  # ... but not now
+        assert server.process.returncode == 1  # it has left somebody without a reply
         server.check_output()
 
 
