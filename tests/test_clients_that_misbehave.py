@@ -118,6 +118,14 @@ def test_idle_connections_are_closed_without_a_word(quick):
         used.end()
 
 
+@pytest.mark.parametrize("part", [b"\r", b"\r\n"])
+def test_an_empty_line_is_no_request_that_stopped(quick, part):
+    """It may come before a request (RFC 9112, 2.2), and none has begun."""
+    with quick.client() as silent:
+        silent.send(part)
+        silent.end()
+
+
 def test_a_busy_connection_is_not_idle(quick):
     """Requests further apart than nothing, but closer than the deadline, for longer than it."""
     with quick.client() as client:
