@@ -118,6 +118,7 @@ enum state {
     FIELD_VALUE, /* in its value and the white space around that */
     DATA,        /* in the body's bytes, or a chunk's */
     CHUNK_END,   /* after a chunk's bytes, before CR LF */
+    WHOLE,       /* behind the request */
 
     /* In a chunk's size line, RFC 9112, 7.1 and 7.1.1:
      *     1*HEXDIG *( BWS ";" BWS token [ BWS "=" BWS ( token / quoted-string ) ] ) CR LF
@@ -137,55 +138,45 @@ enum state {
     CHUNK_BAD,        /* never a state to be in: the line is wrong */
 };
 
-/* What a step of the machine comes to. */
-enum step {
-    STEP_ON,    /* the state has changed: take the next step */
-    STEP_MORE,  /* all bytes in view are used up, but perhaps for one CR */
-    STEP_DONE,  /* the request is complete */
-    STEP_ERROR, /* status and why are set */
-};
+/* A step returns whether the state has changed, so that there is a next one to take. Otherwise the
+ * request is whole, or has a status now, or all bytes in view are used up, but perhaps for one CR. */
 
-static enum step refuse(struct http_request *request, int status, const char *why) {
+static bool refuse(struct http_request *request, int status, const char *why) {
     request->status = status;
     request->why = why;
-    return STEP_ERROR;
+    return false;
 }
 
-static enum step go(struct http_request *request, enum state state) {
+static bool go(struct http_request *request, enum state state) {
     request->_state = (unsigned char)state;
-    return STEP_ON;
+    return true;
 }
 
 /* Passes over CR LF. RFC 9112, 2.2 lets a recipient take a bare LF for it; whoever stands before us
  * may not, so we do not either. */
-static enum step pass_crlf(struct http_request *request, const char *p, size_t n) {
+static bool pass_crlf(struct http_request *request, const char *p, size_t n) {
     size_t at = request->_pos;
     if (at < n && p[at] != '\r') return refuse(request, 400, "line does not end in CR LF");
-    if (n - at < 2) return STEP_MORE;
+    if (n - at < 2) return false;
     if (p[at + 1] != '\n') return refuse(request, 400, "CR without LF");
     request->_pos = at + 2;
-    return STEP_ON;
+    return true;
 }
 
 /* ---- Request line (RFC 9112, section 3) --------------------------------------------------- */
 
 /* One empty line before a request is passed over, for old clients that end a body with one too many
  * (RFC 9112, 2.2). */
-static enum step start(struct http_request *request, const char *p, size_t n) {
-    if (request->_pos == n) return STEP_MORE;
-    if (p[request->_pos] == '\r') {
-        enum step step = pass_crlf(request, p, n);
-        if (step != STEP_ON) return step;
-    }
+static bool start(struct http_request *request, const char *p, size_t n) {
+    if (p[request->_pos] == '\r' && !pass_crlf(request, p, n)) return false;
     request->_method = (uint16_t)request->_pos;
     return go(request, METHOD);
 }
 
-static enum step method(struct http_request *request, const char *p, size_t n) {
-    if (request->_pos == n) return STEP_MORE;
+static bool method(struct http_request *request, const char *p, size_t n) {
     request->begun = true;
     request->_pos = span(p, request->_pos, n, IN_TOKEN);
-    if (request->_pos == n) return STEP_MORE;
+    if (request->_pos == n) return false;
     request->_method_len = (uint16_t)(request->_pos - request->_method);
     if (p[request->_pos] != ' ' || request->_method_len == 0)
         return refuse(request, 400, "bad method");
@@ -196,11 +187,11 @@ static enum step method(struct http_request *request, const char *p, size_t n) {
     return go(request, TARGET);
 }
 
-static enum step target(struct http_request *request, const char *p, size_t n) {
+static bool target(struct http_request *request, const char *p, size_t n) {
     size_t too_far = request->_target + HTTP_MAX_TARGET_BYTES + 1u;
     request->_pos = span(p, request->_pos, n < too_far ? n : too_far, IN_TARGET);
     if (request->_pos == too_far) return refuse(request, 414, "target too long");
-    if (request->_pos == n) return STEP_MORE;
+    if (request->_pos == n) return false;
     request->_target_len = (uint16_t)(request->_pos - request->_target);
     if (p[request->_pos] != ' ' || request->_target_len == 0)
         return refuse(request, 400, "bad request target");
@@ -283,7 +274,7 @@ static void split_target(struct http_request *request, struct slice s, size_t sk
 }
 
 /* The four forms of a target, RFC 9112, 3.2.1 to 3.2.4. */
-static enum step judge_target(struct http_request *request, const char *p) {
+static bool judge_target(struct http_request *request, const char *p) {
     struct slice m = {p + request->_method, request->_method_len};
     struct slice s = {p + request->_target, request->_target_len};
     bool is_connect = slice_equal(m, SLICE("CONNECT"));
@@ -304,7 +295,7 @@ static enum step judge_target(struct http_request *request, const char *p) {
 /* The target is judged only after the version: another major version may have targets of its own,
  * and a client that begins with HTTP/2's "PRI * HTTP/2.0" is owed a 505. A minor version above 1
  * means 1.1 (RFC 9110, 2.5). */
-static enum step version(struct http_request *request, const char *p, size_t n) {
+static bool version(struct http_request *request, const char *p, size_t n) {
     static const char pattern[] = "HTTP/1.1\r\n";
     const size_t major = 5, minor = 7, length = sizeof(pattern) - 1;
     for (; request->_pos < n && request->_pos < request->_line + length; request->_pos++) {
@@ -313,7 +304,7 @@ static enum step version(struct http_request *request, const char *p, size_t n) 
         if (i == major || i == minor ? !is_digit(c) : c != pattern[i])
             return refuse(request, 400, "bad HTTP version");
     }
-    if (request->_pos < request->_line + length) return STEP_MORE;
+    if (request->_pos < request->_line + length) return false;
     if (p[request->_line + major] != '1') return refuse(request, 505, "HTTP version not supported");
     request->is_http10 = p[request->_line + minor] == '0';
     return judge_target(request, p);
@@ -351,17 +342,17 @@ struct slice http_request_line(const struct http_request *request) {
 }
 
 /* RFC 9112, 3.2: a host twice is how two servers are made to serve two different hosts. */
-static enum step judge_host(struct http_request *request) {
+static bool judge_host(struct http_request *request) {
     struct slice host;
     unsigned count = http_field(request, "host", &host);
     if (count > 1) return refuse(request, 400, "more than one Host");
     if (count == 0 && !request->is_http10) return refuse(request, 400, "missing Host");
     if (host.n > 0 && !is_host(host, false)) return refuse(request, 400, "bad Host");
-    return STEP_ON;
+    return true;
 }
 
 /* RFC 9110, 8.6 allows "5, 5" and the same field twice to be taken for one 5; we do not. */
-static enum step judge_length(struct http_request *request) {
+static bool judge_length(struct http_request *request) {
     struct slice digits;
     unsigned count = http_field(request, "content-length", &digits);
     size_t length = 0;
@@ -374,13 +365,13 @@ static enum step judge_length(struct http_request *request) {
     }
     if (length > HTTP_MAX_BODY_BYTES) return refuse(request, 413, "body too large");
     request->_left = length;
-    return STEP_ON;
+    return true;
 }
 
 /* Where the body ends: RFC 9112, 6.1 to 6.3. Both ways of saying it in one request are the classic
  * of request smuggling, and HTTP/1.0 has no chunks, so whoever sends them there passes on something
  * that it did not understand. */
-static enum step judge_framing(struct http_request *request) {
+static bool judge_framing(struct http_request *request) {
     struct slice coding, length;
     unsigned codings = http_field(request, "transfer-encoding", &coding);
     if (codings == 0) return judge_length(request);
@@ -390,11 +381,11 @@ static enum step judge_framing(struct http_request *request) {
     if (codings > 1 || !http_equal_ignoring_case(coding, SLICE("chunked")))
         return refuse(request, 501, "transfer coding not supported");
     request->_chunked = true;
-    return STEP_ON;
+    return true;
 }
 
 /* RFC 9110, 10.1.1. HTTP/1.0 clients do not know interim replies, so theirs is passed over. */
-static enum step judge_expectations(struct http_request *request) {
+static bool judge_expectations(struct http_request *request) {
     struct slice value;
     for (unsigned i = 0; next_field(request, SLICE("expect"), &i, &value);) {
         if (!http_equal_ignoring_case(value, SLICE("100-continue")))
@@ -402,7 +393,7 @@ static enum step judge_expectations(struct http_request *request) {
         request->_expects_continue =
             !request->is_http10 && (request->_chunked || request->_left > 0);
     }
-    return STEP_ON;
+    return true;
 }
 
 /* Takes the first element off a comma-separated list (RFC 9110, 5.6.1). */
@@ -429,32 +420,27 @@ static void judge_connection(struct http_request *request) {
     request->keep_alive = !close && (keep_alive || !request->is_http10);
 }
 
-static enum step begin_chunk_line(struct http_request *request) {
+static bool begin_chunk_line(struct http_request *request) {
     request->_limit = request->_pos + HTTP_MAX_CHUNK_LINE_BYTES + sizeof("\r\n") - 1;
     return go(request, CHUNK_FIRST);
 }
 
 /* Judged when it is whole, the fields' order makes no difference to the answer. */
-static enum step end_head(struct http_request *request) {
+static bool end_head(struct http_request *request) {
     request->head_done = true;
     request->_head_size = request->_pos;
-    enum step step = judge_host(request);
-    if (step == STEP_ON) step = judge_framing(request);
-    if (step == STEP_ON) step = judge_expectations(request);
-    if (step != STEP_ON) return step;
+    if (!judge_host(request) || !judge_framing(request) || !judge_expectations(request))
+        return false;
     judge_connection(request);
     request->_limit = UNLIMITED;
-    return request->_chunked ? begin_chunk_line(request) : go(request, DATA);
+    if (request->_chunked) return begin_chunk_line(request);
+    return go(request, request->_left > 0 ? DATA : WHOLE);
 }
 
-static enum step field_start(struct http_request *request, const char *p, size_t n) {
-    if (request->_pos == n) return STEP_MORE;
+static bool field_start(struct http_request *request, const char *p, size_t n) {
     char c = p[request->_pos];
-    if (c == '\r') {
-        enum step step = pass_crlf(request, p, n);
-        if (step != STEP_ON) return step;
-        return request->head_done ? STEP_DONE : end_head(request);
-    }
+    if (c == '\r' && !pass_crlf(request, p, n)) return false;
+    if (c == '\r') return request->head_done ? go(request, WHOLE) : end_head(request);
     if (is_blank(c)) /* obs-fold, RFC 9112, 5.2; before the first field: 2.2 */
         return refuse(request, 400, "line begins with white space");
     if (!is(c, IN_TOKEN)) return refuse(request, 400, "bad field name");
@@ -465,9 +451,9 @@ static enum step field_start(struct http_request *request, const char *p, size_t
 }
 
 /* The colon follows at once: RFC 9112, 5.1 demands a 400 for white space before it. */
-static enum step field_name(struct http_request *request, const char *p, size_t n) {
+static bool field_name(struct http_request *request, const char *p, size_t n) {
     request->_pos = span(p, request->_pos, n, IN_TOKEN);
-    if (request->_pos == n) return STEP_MORE;
+    if (request->_pos == n) return false;
     if (p[request->_pos] != ':') return refuse(request, 400, "bad field name");
     request->_colon = request->_pos++;
     return go(request, FIELD_VALUE);
@@ -484,12 +470,11 @@ static void record_field(struct http_request *request, const char *p, size_t end
     };
 }
 
-static enum step field_value(struct http_request *request, const char *p, size_t n) {
+static bool field_value(struct http_request *request, const char *p, size_t n) {
     size_t end = request->_pos = span(p, request->_pos, n, IN_VALUE);
     if (end < n && p[end] != '\r' && p[end] != '\n')
         return refuse(request, 400, "control byte in a field value");
-    enum step step = pass_crlf(request, p, n);
-    if (step != STEP_ON) return step;
+    if (!pass_crlf(request, p, n)) return false;
     if (request->head_done)
         request->_trailer_count++; /* and that is all: nothing here needs what trailers say */
     else
@@ -499,7 +484,7 @@ static enum step field_value(struct http_request *request, const char *p, size_t
 
 /* ---- Body (RFC 9112, sections 6 and 7) ---------------------------------------------------- */
 
-static enum step data(struct http_request *request, char *p, size_t n) {
+static bool data(struct http_request *request, char *p, size_t n) {
     size_t have = n - request->_pos;
     size_t bytes = have < request->_left ? have : request->_left;
     char *body_end = p + request->_head_size + request->_body_size;
@@ -507,24 +492,23 @@ static enum step data(struct http_request *request, char *p, size_t n) {
     request->_body_size += bytes;
     request->_pos += bytes;
     request->_left -= bytes;
-    if (request->_left > 0) return STEP_MORE;
-    return request->_chunked ? go(request, CHUNK_END) : STEP_DONE;
+    if (request->_left > 0) return false;
+    return go(request, request->_chunked ? CHUNK_END : WHOLE);
 }
 
 /* After a chunk's bytes. */
-static enum step chunk_end(struct http_request *request, const char *p, size_t n) {
-    enum step step = pass_crlf(request, p, n);
-    return step == STEP_ON ? begin_chunk_line(request) : step;
+static bool chunk_end(struct http_request *request, const char *p, size_t n) {
+    return pass_crlf(request, p, n) && begin_chunk_line(request);
 }
 
 /* The last chunk, of size 0, is followed by the trailers. */
-static enum step end_chunk_line(struct http_request *request) {
+static bool end_chunk_line(struct http_request *request) {
     request->_limit = request->_left > 0 ? UNLIMITED : request->_pos + HTTP_MAX_HEAD_BYTES;
     return go(request, request->_left > 0 ? DATA : FIELD_START);
 }
 
 /* A digit more. Checked at every digit, the size cannot overflow. */
-static enum step add_size_digit(struct http_request *request, char c) {
+static bool add_size_digit(struct http_request *request, char c) {
     unsigned digit = is_digit(c) ? (unsigned)(c - '0') : (unsigned)((c | 0x20) - 'a') + 10;
     request->_left = request->_left * 16 + digit;
     if (request->_left > HTTP_MAX_BODY_BYTES - request->_body_size)
@@ -564,21 +548,15 @@ static enum state next_in_chunk_line(enum state state, char c) {
     }
 }
 
-static enum step chunk_line(struct http_request *request, const char *p, size_t n) {
-    while (request->_pos < n) {
-        enum state state = (enum state)request->_state;
-        char c = p[request->_pos++];
-        if (state == CHUNK_LF && c == '\n') return end_chunk_line(request);
-        if ((state == CHUNK_FIRST || state == CHUNK_SIZE) && is(c, IN_HEX)) {
-            enum step step = add_size_digit(request, c);
-            if (step != STEP_ON) return step;
-            continue;
-        }
-        enum state next = next_in_chunk_line(state, c);
-        if (next == CHUNK_BAD) return refuse(request, 400, "bad chunk size or extension");
-        go(request, next);
-    }
-    return STEP_MORE;
+static bool chunk_line(struct http_request *request, const char *p) {
+    enum state state = (enum state)request->_state;
+    char c = p[request->_pos++];
+    if (state == CHUNK_LF && c == '\n') return end_chunk_line(request);
+    if ((state == CHUNK_FIRST || state == CHUNK_SIZE) && is(c, IN_HEX))
+        return add_size_digit(request, c);
+    enum state next = next_in_chunk_line(state, c);
+    if (next == CHUNK_BAD) return refuse(request, 400, "bad chunk size or extension");
+    return go(request, next);
 }
 
 /* ---- The parser --------------------------------------------------------------------------- */
@@ -589,8 +567,8 @@ void http_request_init(struct http_request *request) {
     request->_limit = HTTP_MAX_HEAD_BYTES;
 }
 
-/* One step; p[0..n) ends where the section has to. */
-static enum step take_step(struct http_request *request, char *p, size_t n) {
+/* One step; p[0..n) ends where the section has to, and has at least one byte that is new. */
+static bool take_step(struct http_request *request, char *p, size_t n) {
     switch ((enum state)request->_state) {
     case START: return start(request, p, n);
     case METHOD: return method(request, p, n);
@@ -601,14 +579,17 @@ static enum step take_step(struct http_request *request, char *p, size_t n) {
     case FIELD_VALUE: return field_value(request, p, n);
     case DATA: return data(request, p, n);
     case CHUNK_END: return chunk_end(request, p, n);
-    default: return chunk_line(request, p, n);
+    case WHOLE: return false;
+    default: return chunk_line(request, p);
     }
 }
 
 /* All of a section's bytes are there, and it is still not complete. */
-static enum step refuse_section(struct http_request *request) {
-    if (request->_state >= CHUNK_FIRST) return refuse(request, 400, "chunk extensions too long");
-    return refuse(request, 431, request->head_done ? "trailers too large" : "head too large");
+static void refuse_section(struct http_request *request) {
+    if (request->_state >= CHUNK_FIRST)
+        refuse(request, 400, "chunk extensions too long");
+    else
+        refuse(request, 431, request->head_done ? "trailers too large" : "head too large");
 }
 
 /* Closes the gap between the joined body and what is still to be looked at: nothing, or one CR. */
@@ -631,18 +612,16 @@ static void fill_slices(struct http_request *request, const char *p) {
 }
 
 enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size) {
-    enum step step;
+    size_t n;
     request->_base = buffer;
-    do {
-        size_t n = *size < request->_limit ? *size : request->_limit;
-        step = take_step(request, buffer, n);
-    } while (step == STEP_ON);
-    if (step == STEP_MORE && *size >= request->_limit) step = refuse_section(request);
-    if (step == STEP_ERROR) return HTTP_ERROR;
-    if (step == STEP_DONE) {
+    do n = *size < request->_limit ? *size : request->_limit;
+    while (request->_pos < n && take_step(request, buffer, n));
+    if (request->_state == WHOLE) {
         fill_slices(request, buffer);
         return HTTP_DONE;
     }
+    if (request->status == 0 && n == request->_limit) refuse_section(request);
+    if (request->status != 0) return HTTP_ERROR;
     if (!request->head_done) return HTTP_MORE;
     drop_framing(request, buffer, size);
     bool waits = request->_expects_continue;
