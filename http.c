@@ -255,41 +255,29 @@ static size_t authority_end(struct slice s) {
     return begin > 0 && is_host((struct slice){s.p + begin, end - begin}, false) ? end : 0;
 }
 
-/* Splits an origin-form or absolute-form target from byte skip on. */
-static void split_target(struct http_request *request, struct slice s, size_t skip,
-                         bool is_options) {
-    const char *mark = memchr(s.p + skip, '?', s.n - skip);
-    size_t path_end = mark ? (size_t)(mark - s.p) : s.n;
-    size_t query = mark ? path_end + 1 : s.n;
-    request->_query = (uint16_t)(request->_target + query);
-    request->_query_len = (uint16_t)(s.n - query);
-    request->_path = (uint16_t)(request->_target + skip);
-    request->_path_len = (uint16_t)(path_end - skip);
-    if (request->_path_len == 0 && !(is_options && !mark)) {
-        /* No path means "/" (RFC 9110, 4.2.3): point at the second slash of the scheme's "//". Only
-         * OPTIONS without a query means "*" with it, and has no path (RFC 9112, 3.2.4). */
-        request->_path = (uint16_t)(request->_target + scheme_length(s) - 1);
-        request->_path_len = 1;
+/* Points method, path and query into the request line. Returns whether its target has one of the
+ * four forms of RFC 9112, 3.2.1 to 3.2.4. */
+static bool split_target(struct http_request *request, const char *p) {
+    struct slice target = {p + request->_target, request->_target_len};
+    request->method = (struct slice){p + request->_method, request->_method_len};
+    request->path = target;
+    request->query = SLICE("");
+    bool is_options = slice_equal(request->method, SLICE("OPTIONS"));
+    if (slice_equal(request->method, SLICE("CONNECT"))) return is_host(target, true);
+    if (is_options && slice_equal(target, SLICE("*"))) return true;
+    size_t begin = target.p[0] == '/' ? 0 : authority_end(target);
+    if (begin == 0 && target.p[0] != '/') return false;
+    struct slice path = {target.p + begin, target.n - begin};
+    const char *mark = memchr(path.p, '?', path.n);
+    if (mark) {
+        path.n = (size_t)(mark - path.p);
+        request->query = (struct slice){mark + 1, target.n - begin - path.n - 1};
     }
-}
-
-/* The four forms of a target, RFC 9112, 3.2.1 to 3.2.4. */
-static bool judge_target(struct http_request *request, const char *p) {
-    struct slice m = {p + request->_method, request->_method_len};
-    struct slice s = {p + request->_target, request->_target_len};
-    bool is_connect = slice_equal(m, SLICE("CONNECT"));
-    bool is_options = slice_equal(m, SLICE("OPTIONS"));
-    bool is_asterisk = is_options && slice_equal(s, SLICE("*"));
-    if (is_asterisk || (is_connect && is_host(s, true))) {
-        request->_path = request->_target;
-        request->_path_len = request->_target_len;
-        return go(request, FIELD_START);
-    }
-    size_t skip = s.p[0] == '/' ? 0 : authority_end(s);
-    if (is_connect || (skip == 0 && s.p[0] != '/'))
-        return refuse(request, 400, "bad request target");
-    split_target(request, s, skip, is_options);
-    return go(request, FIELD_START);
+    /* No path means "/" (RFC 9110, 4.2.3); only OPTIONS without a query means "*" with it, and has
+     * no path (RFC 9112, 3.2.4). */
+    if (path.n == 0) path = is_options && !mark ? SLICE("*") : SLICE("/");
+    request->path = path;
+    return true;
 }
 
 /* The target is judged only after the version: another major version may have targets of its own,
@@ -307,7 +295,8 @@ static bool version(struct http_request *request, const char *p, size_t n) {
     if (request->_pos < request->_line + length) return false;
     if (p[request->_line + major] != '1') return refuse(request, 505, "HTTP version not supported");
     request->is_http10 = p[request->_line + minor] == '0';
-    return judge_target(request, p);
+    return split_target(request, p) ? go(request, FIELD_START)
+                                    : refuse(request, 400, "bad request target");
 }
 
 /* ---- Fields (RFC 9110, 5.5; RFC 9112, section 5) ------------------------------------------ */
@@ -603,10 +592,7 @@ static void drop_framing(struct http_request *request, char *p, size_t *size) {
 }
 
 static void fill_slices(struct http_request *request, const char *p) {
-    request->method = (struct slice){p + request->_method, request->_method_len};
-    request->path = (struct slice){p + request->_path, request->_path_len};
-    if (request->_path_len == 0) request->path = SLICE("*");
-    request->query = (struct slice){p + request->_query, request->_query_len};
+    split_target(request, p); /* once more: the buffer may have moved */
     request->body = (struct slice){p + request->_head_size, request->_body_size};
     request->size = request->_pos;
 }

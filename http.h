@@ -70,7 +70,6 @@ struct http_request {
     size_t _left;         /* bytes of the body, or of the chunk, still to come */
     size_t _line, _colon; /* of the field being read: where it begins, where its ':' stands */
     uint16_t _method, _method_len, _target, _target_len;
-    uint16_t _path, _path_len, _query, _query_len;
     uint16_t _field_count, _trailer_count;
     const char *_base; /* the buffer, as of the last call */
     struct http_field _fields[HTTP_MAX_FIELDS];
