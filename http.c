@@ -52,6 +52,7 @@ enum char_class {
     IN_VALUE = 0x04,  /* field values: visible, SP, HTAB, obs-text (RFC 9110, 5.5) */
     IN_HOST = 0x08,   /* of a reg-name or an IPv4 address, but '%' (RFC 3986, 3.2.2) */
     IN_HEX = 0x10,
+    IN_DIGIT = 0x20,
 };
 
 /* The classes of every byte, sixteen to a row: controls, then " !"#...", "012...", "@AB..." and so
@@ -61,7 +62,7 @@ static const unsigned char char_classes[256] = {
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x04, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
     0x04, 0x0F, 0x06, 0x05, 0x0F, 0x07, 0x0F, 0x0F, 0x0E, 0x0E, 0x0F, 0x0F, 0x0E, 0x0F, 0x0F, 0x06,
-    0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x06, 0x0E, 0x06, 0x0E, 0x06, 0x06,
+    0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x3F, 0x06, 0x0E, 0x06, 0x0E, 0x06, 0x06,
     0x06, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F,
     0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x06, 0x06, 0x06, 0x07, 0x0F,
     0x07, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x1F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F, 0x0F,
@@ -80,8 +81,6 @@ static const unsigned char char_classes[256] = {
 static inline bool is(char c, enum char_class wanted) {
     return (char_classes[(unsigned char)c] & wanted) != 0;
 }
-
-static inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 static inline bool is_blank(char c) { return c == ' ' || c == '\t'; }
 
@@ -225,9 +224,8 @@ static bool is_host(struct slice s, bool needs_port) {
     size_t end = s.n > 0 && s.p[0] == '[' ? ip_literal_end(s) : name_end(s);
     if (end == 0) return false;
     if (end == s.n) return !needs_port;
-    size_t digits = end + 1;
-    while (digits < s.n && is_digit(s.p[digits])) digits++;
-    return s.p[end] == ':' && digits == s.n && (!needs_port || digits > end + 1);
+    bool has_digits = s.n > end + 1, has_others = span(s.p, end + 1, s.n, IN_DIGIT) < s.n;
+    return s.p[end] == ':' && !has_others && (has_digits || !needs_port);
 }
 
 /* How many bytes "http://" or "https://" takes at the start of s, or 0. */
@@ -289,7 +287,7 @@ static bool version(struct http_request *request, const char *p, size_t n) {
     for (; request->_pos < n && request->_pos < request->_line + length; request->_pos++) {
         size_t i = request->_pos - request->_line;
         char c = p[request->_pos];
-        if (i == major || i == minor ? !is_digit(c) : c != pattern[i])
+        if (i == major || i == minor ? !is(c, IN_DIGIT) : c != pattern[i])
             return refuse(request, 400, "bad HTTP version");
     }
     if (request->_pos < request->_line + length) return false;
@@ -343,17 +341,14 @@ static bool judge_host(struct http_request *request) {
 /* RFC 9110, 8.6 allows "5, 5" and the same field twice to be taken for one 5; we do not. */
 static bool judge_length(struct http_request *request) {
     struct slice digits;
+    uint64_t length;
     unsigned count = http_field(request, "content-length", &digits);
-    size_t length = 0;
-    if (count > 1 || (count == 1 && digits.n == 0))
+    if (count == 0) return true;
+    if (count > 1 || digits.n == 0 || span(digits.p, 0, digits.n, IN_DIGIT) < digits.n)
         return refuse(request, 400, "bad Content-Length");
-    for (size_t i = 0; i < digits.n; i++) {
-        if (!is_digit(digits.p[i])) return refuse(request, 400, "bad Content-Length");
-        if (length <= HTTP_MAX_BODY_BYTES) /* past it the value no longer matters: no overflow */
-            length = length * 10 + (size_t)(digits.p[i] - '0');
-    }
-    if (length > HTTP_MAX_BODY_BYTES) return refuse(request, 413, "body too large");
-    request->_left = length;
+    if (!slice_number(digits, HTTP_MAX_BODY_BYTES, &length))
+        return refuse(request, 413, "body too large");
+    request->_left = (size_t)length;
     return true;
 }
 
@@ -498,7 +493,7 @@ static bool end_chunk_line(struct http_request *request) {
 
 /* A digit more. Checked at every digit, the size cannot overflow. */
 static bool add_size_digit(struct http_request *request, char c) {
-    unsigned digit = is_digit(c) ? (unsigned)(c - '0') : (unsigned)((c | 0x20) - 'a') + 10;
+    unsigned digit = is(c, IN_DIGIT) ? (unsigned)(c - '0') : (unsigned)((c | 0x20) - 'a') + 10;
     request->_left = request->_left * 16 + digit;
     if (request->_left > HTTP_MAX_BODY_BYTES - request->_body_size)
         return refuse(request, 413, "body too large");
