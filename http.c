@@ -40,6 +40,7 @@
 #include "http.h"
 
 #include <arpa/inet.h>
+#include <stdio.h>
 #include <strings.h>
 
 #define UNLIMITED SIZE_MAX
@@ -655,11 +656,6 @@ static char *append_number(char *out, size_t number) {
     return append(out, (struct slice){digits + i, sizeof(digits) - i});
 }
 
-/* Writes number's last digits, leading zeros too. */
-static void write_digits(char *out, unsigned digits, unsigned number) {
-    for (unsigned i = digits; i > 0; i--, number /= 10) out[i - 1] = (char)('0' + number % 10);
-}
-
 static bool is_leap_year(unsigned year) {
     return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
 }
@@ -681,14 +677,10 @@ void http_date(time_t now, char date[HTTP_DATE_BYTES]) {
     for (; days >= (length = month == 1 && is_leap_year(year) ? 29u : month_days[month]); month++)
         days -= length;
 
-    memcpy(date, "Thu, 01 Jan 1970 00:00:00 GMT", HTTP_DATE_BYTES);
-    memcpy(date, weekdays + 3 * weekday, 3);
-    write_digits(date + 5, 2, days + 1);
-    memcpy(date + 8, months + 3 * month, 3);
-    write_digits(date + 12, 4, year);
-    write_digits(date + 17, 2, seconds / 3600);
-    write_digits(date + 20, 2, seconds / 60 % 60);
-    write_digits(date + 23, 2, seconds % 60);
+    /* The two remainders only tell the compiler that it fits. */
+    snprintf(date, HTTP_DATE_BYTES, "%.3s, %02u %.3s %04u %02u:%02u:%02u GMT",
+             weekdays + 3 * weekday, (days + 1) % 100, months + 3 * month, year % 10000,
+             seconds / 3600, seconds / 60 % 60, seconds % 60);
 }
 
 /* Each line is begun with the CR LF of the one before it: one append fewer a line. */
