@@ -194,23 +194,13 @@ static enum reply_id set_key_id(struct api *api, struct set_call *call, uint64_t
     }
 }
 
-/* Cuts off and returns what stands before the first separator, or all of it; *rest begins after. */
-static struct slice cut(struct slice *rest, char separator) {
-    struct slice head = *rest;
-    const char *at = rest->n > 0 ? memchr(rest->p, separator, rest->n) : NULL;
-    if (at != NULL) head.n = (size_t)(at - rest->p);
-    size_t taken = head.n + (at != NULL);
-    *rest = (struct slice){rest->p + taken, rest->n - taken};
-    return head;
-}
-
 /* Whether the body may be read as JSON. Parameters say nothing: JSON is always UTF-8 (RFC 8259,
  * section 8.1). Two fields could be read as either by whoever stands in front of this server. */
 static bool has_json_type(const struct http_request *request) {
     struct slice value;
     unsigned fields = http_field(request, "content-type", &value);
     if (fields == 0) return true;
-    struct slice type = cut(&value, ';');
+    struct slice type = http_cut(&value, ';');
     while (type.n > 0 && (type.p[type.n - 1] == ' ' || type.p[type.n - 1] == '\t')) type.n--;
     return fields == 1 && http_equal_ignoring_case(type, SLICE("application/json"));
 }
@@ -360,7 +350,7 @@ static void reply_to_call(struct api_reply *reply, enum reply_id id,
     text = (struct slice){string + 1, json_quote(text, string) - 2};
     if (rest.n > 0) reply_add_escaped(reply, SLICE(",\"error\":"));
     while (rest.n > 0) {
-        reply_add_escaped(reply, cut(&rest, '%'));
+        reply_add_escaped(reply, http_cut(&rest, '%'));
         if (rest.n > 0) reply_add_escaped(reply, text);
     }
     reply_end(reply, frame);
@@ -418,8 +408,8 @@ static enum reply_id read_room_id(struct slice query, struct room *room) {
     unsigned given = 0;
     bool usable = false, has_name = false;
     while (query.n > 0) {
-        struct slice value = cut(&query, '&');
-        struct slice name = cut(&value, '=');
+        struct slice value = http_cut(&query, '&');
+        struct slice name = http_cut(&value, '=');
         if (slice_equal(name, SLICE("roomId"))) {
             given++;
             usable = value.n > 0 && percent_decode(value, room);
@@ -475,7 +465,7 @@ static void answer_health(struct api *api, const struct http_request *request,
 bool api_is_origin_list(struct slice list) {
     if (slice_equal(list, SLICE("*"))) return true;
     bool is_list = list.n > 0 && list.p[list.n - 1] != ',';
-    while (is_list && list.n > 0) is_list = http_is_origin(cut(&list, ','));
+    while (is_list && list.n > 0) is_list = http_is_origin(http_cut(&list, ','));
     return is_list;
 }
 
@@ -484,7 +474,7 @@ struct slice api_origin(const struct api *api, const struct http_request *reques
     if (slice_equal(rest, SLICE("*"))) return rest;
     bool has_one = rest.n > 0 && request != NULL && http_field(request, "origin", &named) == 1;
     while (has_one && rest.n > 0) {
-        struct slice origin = cut(&rest, ',');
+        struct slice origin = http_cut(&rest, ',');
         if (http_equal_ignoring_case(origin, named)) return origin;
     }
     return (struct slice){NULL, 0};

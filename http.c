@@ -100,6 +100,15 @@ bool http_equal_ignoring_case(struct slice a, struct slice b) {
     return a.n == b.n && (a.n == 0 || strncasecmp(a.p, b.p, a.n) == 0);
 }
 
+struct slice http_cut(struct slice *rest, char separator) {
+    struct slice head = *rest;
+    const char *at = rest->n > 0 ? memchr(rest->p, separator, rest->n) : NULL;
+    if (at != NULL) head.n = (size_t)(at - rest->p);
+    size_t taken = head.n + (at != NULL);
+    *rest = (struct slice){rest->p + taken, rest->n - taken};
+    return head;
+}
+
 static struct slice trim(struct slice s) {
     while (s.n > 0 && is_blank(s.p[0])) s = (struct slice){s.p + 1, s.n - 1};
     while (s.n > 0 && is_blank(s.p[s.n - 1])) s.n--;
@@ -231,12 +240,10 @@ static bool is_host(struct slice s, bool needs_port) {
 
 /* How many bytes "http://" or "https://" takes at the start of s, or 0. */
 static size_t scheme_length(struct slice s) {
-    static const struct slice schemes[] = {{"http://", 7}, {"https://", 8}};
-    for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++) {
-        struct slice begin = {s.p, s.n < schemes[i].n ? s.n : schemes[i].n};
-        if (http_equal_ignoring_case(begin, schemes[i])) return schemes[i].n;
-    }
-    return 0;
+    struct slice scheme = http_cut(&s, ':');
+    bool is_known = http_equal_ignoring_case(scheme, SLICE("http")) ||
+                    http_equal_ignoring_case(scheme, SLICE("https"));
+    return is_known && s.n >= 2 && memcmp(s.p, "//", 2) == 0 ? scheme.n + sizeof "://" - 1 : 0;
 }
 
 bool http_is_origin(struct slice s) {
@@ -266,16 +273,12 @@ static bool split_target(struct http_request *request, const char *p) {
     if (is_options && slice_equal(target, SLICE("*"))) return true;
     size_t begin = target.p[0] == '/' ? 0 : authority_end(target);
     if (begin == 0 && target.p[0] != '/') return false;
-    struct slice path = {target.p + begin, target.n - begin};
-    const char *mark = memchr(path.p, '?', path.n);
-    if (mark) {
-        path.n = (size_t)(mark - path.p);
-        request->query = (struct slice){mark + 1, target.n - begin - path.n - 1};
-    }
+    request->query = (struct slice){target.p + begin, target.n - begin};
+    request->path = http_cut(&request->query, '?');
+    bool has_mark = request->path.n < target.n - begin;
     /* No path means "/" (RFC 9110, 4.2.3); only OPTIONS without a query means "*" with it, and has
      * no path (RFC 9112, 3.2.4). */
-    if (path.n == 0) path = is_options && !mark ? SLICE("*") : SLICE("/");
-    request->path = path;
+    if (request->path.n == 0) request->path = is_options && !has_mark ? SLICE("*") : SLICE("/");
     return true;
 }
 
@@ -381,23 +384,13 @@ static bool judge_expectations(struct http_request *request) {
     return true;
 }
 
-/* Takes the first element off a comma-separated list (RFC 9110, 5.6.1). */
-static struct slice next_element(struct slice *list) {
-    const char *comma = memchr(list->p, ',', list->n);
-    size_t n = comma ? (size_t)(comma - list->p) : list->n;
-    struct slice element = {list->p, n};
-    size_t taken = comma ? n + 1 : n;
-    *list = (struct slice){list->p + taken, list->n - taken};
-    return trim(element);
-}
-
 /* RFC 9112, 9.3: close wins; otherwise 1.1 persists, and 1.0 where it asks for it. */
 static void judge_connection(struct http_request *request) {
     bool close = false, keep_alive = false;
     struct slice list;
     for (unsigned i = 0; next_field(request, SLICE("connection"), &i, &list);) {
         while (list.n > 0) {
-            struct slice option = next_element(&list);
+            struct slice option = trim(http_cut(&list, ',')); /* RFC 9110, 5.6.1 */
             close = close || http_equal_ignoring_case(option, SLICE("close"));
             keep_alive = keep_alive || http_equal_ignoring_case(option, SLICE("keep-alive"));
         }

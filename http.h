@@ -96,6 +96,9 @@ struct slice http_request_line(const struct http_request *request);
 /* Whether a and b are the same but for the case of ASCII letters. */
 bool http_equal_ignoring_case(struct slice a, struct slice b);
 
+/* Cuts off and returns what stands before the first separator, or all of it; *rest begins after. */
+struct slice http_cut(struct slice *rest, char separator);
+
 /* Whether s is an origin as browsers write it: http or https, a host, perhaps a port (RFC 6454,
  * section 6.2). No wildcards. */
 bool http_is_origin(struct slice s);
