@@ -91,16 +91,18 @@ struct conn {
 
 /* ------------------------------------------------------------------------ lists and buffers */
 
-/* Milliseconds that a connection may stay in a state; -1 for ever. */
-static int64_t duration_ms(const struct conns *conns, enum conn_state state) {
-    switch (state) {
-    case CONN_IDLE: return conns->is_draining ? CONN_LAST_CALL_MS : CONN_IDLE_MS;
-    case CONN_HEAD: return CONN_HEAD_MS;
-    case CONN_BODY: return CONN_BODY_MS; /* NOLINT(bugprone-branch-clone): equal by chance */
-    case CONN_WRITE: return CONN_WRITE_MS;
-    case CONN_LINGER: return CONN_LINGER_MS;
-    default: return -1;
-    }
+/* Milliseconds that a connection may stay in a state; 0 for ever. */
+static const int durations_ms[CONN_STATES] = {
+    [CONN_IDLE] = CONN_IDLE_MS,   [CONN_HEAD] = CONN_HEAD_MS,     [CONN_BODY] = CONN_BODY_MS,
+    [CONN_WRITE] = CONN_WRITE_MS, [CONN_LINGER] = CONN_LINGER_MS,
+};
+
+/* When the first connection in a state will have been there for too long; INT64_MAX for never. */
+static int64_t deadline_ms(const struct conns *conns, int state) {
+    const struct conn *conn = conns->lists[state].first;
+    bool is_last_call = conns->is_draining && state == CONN_IDLE;
+    int duration_ms = is_last_call ? CONN_LAST_CALL_MS : durations_ms[state];
+    return conn && duration_ms > 0 ? conn->since_ms + duration_ms + 1 : INT64_MAX;
 }
 
 static void list_remove(struct conn_list *list, struct conn *conn) {
@@ -446,13 +448,10 @@ static void expire(struct conns *conns, struct conn *conn) {
 
 /* Judges those who have been in a state for too long. */
 void conns_check_deadlines(struct conns *conns) {
-    for (int state = 0; state < CONN_STATES; state++) {
-        int64_t duration = duration_ms(conns, (enum conn_state)state);
-        struct conn *conn;
-        while (duration >= 0 && (conn = conns->lists[state].first) != NULL &&
-               conn->since_ms + duration < conns->horizon_ms && !conn->is_queued)
-            expire(conns, conn);
-    }
+    for (int state = 0; state < CONN_STATES; state++)
+        while (deadline_ms(conns, state) <= conns->horizon_ms &&
+               !conns->lists[state].first->is_queued)
+            expire(conns, conns->lists[state].first);
 }
 
 /* ------------------------------------------------------------------------ phase: write */
@@ -600,13 +599,10 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
 }
 
 int64_t conns_wake_ms(const struct conns *conns) {
-    int64_t wake_ms = INT64_MAX;
-    if (conns->with_input) return 0;
+    int64_t wake_ms = conns->with_input ? 0 : INT64_MAX;
     for (int state = 0; state < CONN_STATES; state++) {
-        const struct conn *conn = conns->lists[state].first;
-        int64_t duration = duration_ms(conns, (enum conn_state)state);
-        if (conn && duration >= 0 && conn->since_ms + duration + 1 < wake_ms)
-            wake_ms = conn->since_ms + duration + 1;
+        int64_t next_ms = deadline_ms(conns, state);
+        if (next_ms < wake_ms) wake_ms = next_ms;
     }
     return wake_ms;
 }
