@@ -10,8 +10,8 @@
  * before access to the room. Arguments (what the client wrote) and rules (what may happen) are kept
  * apart: the rules do not know how a call was spelled.
  *
- * Invariants: every body stands in one of two tables, once, cut where its variable text goes; a
- * constant body is sent from there without a copy. No request makes a body longer than
+ * Invariants: every body stands in one of two tables, once, with a '%' where its variable text
+ * goes; a constant body is sent from there without a copy. No request makes a body longer than
  * API_MAX_BODY_BYTES. Nothing is remembered between two calls.
  *
  * Refused on purpose: a Content-Type that is not JSON, and credentials given twice.
@@ -50,17 +50,10 @@ enum reply_id {
     REPLY_METRICS, /* the body is the metrics' */
 };
 
-struct reply_text {
-    int status;
-    bool is_private;
-    struct slice media_type, before, after; /* variable text stands between before and after */
-};
-
 #define TEXT(literal)                                                                              \
     { (literal), sizeof(literal) - 1 }
-#define JSON(before, after) true, TEXT("application/json"), TEXT(before), TEXT(after)
-#define PLAIN(body)         false, TEXT("text/plain"), TEXT(body), TEXT("")
-#define NO_BODY             false, TEXT(""), TEXT(""), TEXT("")
+#define JSON(text)  .media_type = TEXT("application/json"), .body = TEXT(text), .is_private = true
+#define PLAIN(text) .media_type = TEXT("text/plain"), .body = TEXT(text)
 
 /* Rocket.Chat's errors: a sentence, its code in brackets, the code once more, sometimes details. */
 #define FAILURE               "{\"success\":false,\"error\":\""
@@ -71,47 +64,44 @@ struct reply_text {
 #define RESULT     "{\"message\":\"{\\\"msg\\\":\\\"result\\\""
 #define ID_OR_NAME "\\\"roomId\\\" or \\\"roomName\\\""
 
+/* Variable text takes the place of a '%'. */
 /* clang-format off */
-static const struct reply_text replies[] = {
-    [REPLY_SUCCESS]       = {200, JSON("{\"success\":true}", "")},
-    [REPLY_UNAUTHORIZED]  = {401, JSON(FAILURE "unauthorized\"}", "")},
+static const struct http_reply replies[] = {
+    [REPLY_SUCCESS]       = {200, JSON("{\"success\":true}")},
+    [REPLY_UNAUTHORIZED]  = {401, JSON(FAILURE "unauthorized\"}")},
     [REPLY_MEDIA_TYPE]    = {415, JSON(ERROR("Content-Type must be application/json",
-                                             "error-unsupported-media-type"), "")},
-    [REPLY_INVALID_JSON]  = {400, JSON(FAILURE "Invalid JSON: ", CODE("error-invalid-json") "}")},
-    [REPLY_MATCH_ERROR]   = {400, JSON(FAILURE "Match error: Expected string, got ", "\"}")},
+                                             "error-unsupported-media-type"))},
+    [REPLY_INVALID_JSON]  = {400, JSON(ERROR("Invalid JSON: %", "error-invalid-json"))},
+    [REPLY_MATCH_ERROR]   = {400, JSON(FAILURE "Match error: Expected string, got %\"}")},
     [REPLY_INVALID_ROOM]  = {400, JSON(ERROR_IN("canAccessRoom", "Invalid room",
-                                                "error-invalid-room"), "")},
+                                                "error-invalid-room"))},
     [REPLY_INVALID_KEY_ID] = {400, JSON(ERROR("Invalid key ID: 1 to 255 bytes, no NUL",
-                                              "error-invalid-key-id"), "")},
+                                              "error-invalid-key-id"))},
     [REPLY_KEY_EXISTS]    = {400, JSON(ERROR_IN("e2e.setRoomKeyID", "E2E Key ID already exists",
-                                                "error-room-e2e-key-already-exists"), "")},
-    [REPLY_STORAGE]       = {503, JSON(ERROR("Storage unavailable", "error-storage"), "")},
-    [REPLY_RESULT]        = {200, JSON(RESULT, "}\",\"success\":true}")},
-    [REPLY_METHOD_ERROR]  = {400, JSON(RESULT, "}\",\"success\":false}")},
-    [REPLY_INVALID_CALL]  = {400, JSON(FAILURE "Invalid method call\"}", "")},
-    [REPLY_ROOM]          = {200, JSON("{\"room\":{\"_id\":", "},\"success\":true}")},
+                                                "error-room-e2e-key-already-exists"))},
+    [REPLY_STORAGE]       = {503, JSON(ERROR("Storage unavailable", "error-storage"))},
+    [REPLY_RESULT]        = {200, JSON(RESULT "%}\",\"success\":true}")},
+    [REPLY_METHOD_ERROR]  = {400, JSON(RESULT "%}\",\"success\":false}")},
+    [REPLY_INVALID_CALL]  = {400, JSON(FAILURE "Invalid method call\"}")},
+    [REPLY_ROOM]          = {200, JSON("{\"room\":{\"_id\":%},\"success\":true}")},
     [REPLY_NO_ROOM_ID]    = {400, JSON(ERROR("The parameter " ID_OR_NAME " is required",
-                                             "error-roomid-param-not-provided"), "")},
+                                             "error-roomid-param-not-provided"))},
     [REPLY_ROOM_NOT_FOUND] = {400, JSON(ERROR("The required " ID_OR_NAME
                                               " param provided does not match any channel",
-                                              "error-room-not-found"), "")},
-    [REPLY_PATH_NOT_FOUND] = {404, JSON(FAILURE "Resource not found\"}", "")},
-    [REPLY_METHOD_NOT_ALLOWED] = {405, JSON(FAILURE "Method Not Allowed\"}", "")},
-    [REPLY_OPTIONS]       = {204, NO_BODY},
-    [REPLY_REFUSED]       = {400, JSON(FAILURE, "\"}")},
+                                              "error-room-not-found"))},
+    [REPLY_PATH_NOT_FOUND] = {404, JSON(FAILURE "Resource not found\"}")},
+    [REPLY_METHOD_NOT_ALLOWED] = {405, JSON(FAILURE "Method Not Allowed\"}")},
+    [REPLY_OPTIONS]       = {.status = 204},
+    [REPLY_REFUSED]       = {400, JSON(FAILURE "%\"}")},
     [REPLY_HEALTHY]       = {200, PLAIN("ok")},
     [REPLY_UNHEALTHY]     = {503, PLAIN("storage failed")},
-    [REPLY_METRICS]       = {200, false, TEXT("text/plain; version=0.0.4"), TEXT(""), TEXT("")},
+    [REPLY_METRICS]       = {200, .media_type = TEXT("text/plain; version=0.0.4")},
 };
 /* clang-format on */
 
 /* A reply whose body is constant, or the beginning of one whose body is not. */
 static void reply_start(struct api_reply *reply, enum reply_id id) {
-    const struct reply_text *text = &replies[id];
-    reply->http = (struct http_reply){.status = text->status,
-                                      .media_type = text->media_type,
-                                      .body = text->before,
-                                      .is_private = text->is_private};
+    reply->http = replies[id];
     reply->ticket = 0;
     reply->exists = id == REPLY_KEY_EXISTS;
 }
@@ -125,22 +115,19 @@ static void reply_add(struct api_reply *reply, struct slice text) {
     body->n += n;
 }
 
-/* Begins a reply with variable text: add the text, then call reply_end. */
-static void reply_begin(struct api_reply *reply, enum reply_id id) {
+/* Begins a reply with variable text: add that, then what is returned, the rest of the body. */
+static struct slice reply_begin(struct api_reply *reply, enum reply_id id) {
+    struct slice rest = replies[id].body;
     reply_start(reply, id);
-    struct slice before = reply->http.body;
     reply->http.body = (struct slice){reply->scratch, 0};
-    reply_add(reply, before);
-}
-
-static void reply_end(struct api_reply *reply, enum reply_id id) {
-    reply_add(reply, replies[id].after);
+    reply_add(reply, http_cut(&rest, '%'));
+    return rest;
 }
 
 static void reply_with(struct api_reply *reply, enum reply_id id, struct slice text) {
-    reply_begin(reply, id);
+    struct slice rest = reply_begin(reply, id);
     reply_add(reply, text);
-    reply_end(reply, id);
+    reply_add(reply, rest);
 }
 
 /* Adds text as it stands within a JSON string; text may be a quoted ID. */
@@ -342,7 +329,7 @@ static void reply_to_call(struct api_reply *reply, enum reply_id id,
     struct slice rest = method_errors[id];
     struct slice text = call->method.text;
     if (id == REPLY_MATCH_ERROR) text = slice_of(type_names[call->set.type]);
-    reply_begin(reply, frame);
+    struct slice after = reply_begin(reply, frame);
     if (call->id.type == JSON_STRING) {
         reply_add_escaped(reply, SLICE(",\"id\":"));
         reply_add_escaped(reply, (struct slice){string, json_quote(call->id.text, string)});
@@ -353,7 +340,7 @@ static void reply_to_call(struct api_reply *reply, enum reply_id id,
         reply_add_escaped(reply, http_cut(&rest, '%'));
         if (rest.n > 0) reply_add_escaped(reply, text);
     }
-    reply_end(reply, frame);
+    reply_add(reply, after);
 }
 
 static void answer_call(struct api *api, const struct http_request *request,
@@ -441,7 +428,7 @@ static void answer_info(struct api *api, const struct http_request *request,
         reply_start(reply, id);
         return;
     }
-    reply_begin(reply, id);
+    struct slice rest = reply_begin(reply, id);
     reply_add_json_string(reply, room.id);
     reply_add(reply, SLICE(",\"t\":"));
     reply_add_json_string(reply, (struct slice){&room.type, 1});
@@ -449,7 +436,7 @@ static void answer_info(struct api *api, const struct http_request *request,
         reply_add(reply, SLICE(",\"e2eKeyId\":"));
         reply_add_json_string(reply, (struct slice){room.key, room.key_size});
     }
-    reply_end(reply, id);
+    reply_add(reply, rest);
 }
 
 /* ---- GET /healthz ---------------------------------------------------------------------------- */

@@ -108,12 +108,12 @@ bool http_is_origin(struct slice s);
 
 struct http_reply {
     int status;              /* one that http_reason knows */
+    unsigned retry_after_s;  /* seconds, for a 503; not sent when 0 */
     struct slice media_type; /* of the body; not sent when empty */
     struct slice body;       /* its length is sent even when head_only; not for a 204 */
     const char *allow;       /* the methods of a 405 or 204, or NULL */
     struct slice origin;     /* whose scripts may read the reply (CORS); not sent when empty */
     bool varies_by_origin;   /* send Vary: Origin */
-    unsigned retry_after_s;  /* seconds, for a 503; not sent when 0 */
     bool is_private;         /* send Cache-Control: no-store */
     bool head_only;          /* the reply to a HEAD: no body */
     bool close;              /* send Connection: close */
