@@ -78,7 +78,7 @@ struct conn {
     bool is_refusal;          /* beyond the limit */
     uint32_t watched;         /* the epoll events asked for */
     struct conn *prev, *next; /* in the list of its state */
-    struct conn *next_queued; /* in the write phase's queue, or in the one of conns with input */
+    struct conn *next_queued; /* in the queue of the write phase */
     int64_t since_ms;         /* when it entered its state */
     struct slice origin;      /* of the last request, whole or not: who may read its reply */
     uint64_t ticket;          /* what the last reply rests on, 0 if nothing */
@@ -379,6 +379,13 @@ static void receive(struct conns *conns, struct conn *conn) {
     }
 }
 
+/* Requests that were received but held back: for a ticket, for replies to be taken first, or
+ * because the others had not had their turn. Who has some is in the queue by now. */
+void conns_apply_held_back(struct conns *conns) {
+    for (struct conn *conn = conns->to_write; conn; conn = conn->next_queued)
+        if (conn->has_input && conn->state != CONN_CLOSED) apply_and_keep(conns, conn, conn->in);
+}
+
 void conns_handle_event(struct conns *conns, struct source *source, uint32_t events) {
     struct conn *conn = (struct conn *)source;
     if (conn->state == CONN_CLOSED) return;
@@ -396,19 +403,6 @@ void conns_handle_event(struct conns *conns, struct source *source, uint32_t eve
         receive(conns, conn);
 }
 
-/* Requests that were received but held back: for a ticket, for replies to be taken first, or
- * because the others had not had their turn. */
-void conns_apply_held_back(struct conns *conns) {
-    struct conn *conn = conns->with_input;
-    conns->with_input = NULL;
-    while (conn) {
-        struct conn *next = conn->next_queued;
-        conn->is_queued = false;
-        if (conn->state != CONN_CLOSED) apply_and_keep(conns, conn, conn->in);
-        conn = next;
-    }
-}
-
 /* ------------------------------------------------------------------------ phase: collect */
 
 /* Resumes a connection whose ticket has settled. */
@@ -421,7 +415,6 @@ static void settle(struct conns *conns, struct conn *conn, bool ok) {
     }
     note(conns, conn);
     if (conn->state != CONN_CLOSED) enter(conns, conn, CONN_IDLE);
-    if (conn->has_input) apply_and_keep(conns, conn, conn->in);
     queue_write(conns, conn);
 }
 
@@ -495,25 +488,21 @@ static void linger(struct conns *conns, struct conn *conn) {
 
 /* Gives a connection the state that follows from what it holds. */
 static void choose_state(struct conns *conns, struct conn *conn) {
-    if (conn->ticket) {
-        if (conn->state != CONN_COMMIT) enter(conns, conn, CONN_COMMIT);
-    } else if (unsent(conn) > 0) {
-        if (conn->state != CONN_WRITE) enter(conns, conn, CONN_WRITE);
-        watch_conn(conns, conn, EPOLLOUT);
-    } else if (conn->closing) {
+    bool is_free = !conn->ticket && unsent(conn) == 0;
+    if (is_free && conn->closing) {
         linger(conns, conn);
-    } else if (conn->has_input) {
-        conn->is_queued = true;
-        conn->next_queued = conns->with_input;
-        conns->with_input = conn;
-    } else if (conn->peer_done) {
+    } else if (is_free && conn->has_input) {
+        queue_write(conns, conn); /* in the next pass, and to be applied before that */
+    } else if (is_free && conn->peer_done) {
         close_conn(conns, conn); /* the rest of a request, if there is one, will never come */
     } else {
-        enum conn_state state = !conn->in                     ? CONN_IDLE
+        enum conn_state state = conn->ticket                  ? CONN_COMMIT
+                                : !is_free                    ? CONN_WRITE
+                                : !conn->in                   ? CONN_IDLE
                                 : conn->in->request.head_done ? CONN_BODY
                                                               : CONN_HEAD;
         if (conn->state != state) enter(conns, conn, state);
-        watch_conn(conns, conn, EPOLLIN);
+        if (state != CONN_COMMIT) watch_conn(conns, conn, is_free ? EPOLLIN : EPOLLOUT);
     }
 }
 
@@ -599,7 +588,7 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
 }
 
 int64_t conns_wake_ms(const struct conns *conns) {
-    int64_t wake_ms = conns->with_input ? 0 : INT64_MAX;
+    int64_t wake_ms = conns->to_write ? 0 : INT64_MAX; /* those held back, between two passes */
     for (int state = 0; state < CONN_STATES; state++) {
         int64_t next_ms = deadline_ms(conns, state);
         if (next_ms < wake_ms) wake_ms = next_ms;

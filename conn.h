@@ -49,8 +49,8 @@ struct conns {
 
     unsigned count, refusal_count;
     struct conn_list lists[CONN_STATES];
-    struct conn *to_write, **to_write_end; /* the queue of the write phase */
-    struct conn *with_input;               /* held back with requests that have been received */
+    struct conn *to_write, **to_write_end; /* the queue of the write phase, and between two passes
+                                              of those held back with requests received */
     char date[HTTP_DATE_BYTES];
     time_t date_s;
     struct api_reply reply; /* the one being made */
@@ -71,8 +71,8 @@ void conns_add(struct conns *conns, int fd, bool is_refusal);
 
 /* The phases, in the order of a pass. None of them blocks, but for what api_answer may read. */
 void conns_settle(struct conns *conns, const struct store_settled *settled);
-void conns_handle_event(struct conns *conns, struct source *source, uint32_t events);
 void conns_apply_held_back(struct conns *conns);
+void conns_handle_event(struct conns *conns, struct source *source, uint32_t events);
 void conns_check_deadlines(struct conns *conns);
 void conns_write(struct conns *conns);
 unsigned conns_free_closed(struct conns *conns); /* returns how many */

@@ -344,12 +344,12 @@ static void accept_and_signals(struct server *server, const struct epoll_event *
 }
 
 static void read_conns(struct server *server, const struct epoll_event *events, int n) {
+    conns_apply_held_back(&server->conns);
     for (int i = 0; i < n; i++) {
         struct source *source = events[i].data.ptr;
         if (source->kind == SOURCE_CONN)
             conns_handle_event(&server->conns, source, events[i].events);
     }
-    conns_apply_held_back(&server->conns);
 }
 
 static bool is_finished(const struct server *server) {
