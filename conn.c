@@ -26,7 +26,7 @@
  *   4. A request is counted and logged once, when its reply is certain: with the status that the
  *      client gets, or 499 if it has gone before the ticket of its set has settled.
  *   5. Buffers are bounded: less than one request in, OUT_LIMIT_BYTES and one reply out; an idle
- *      connection has none (SPARE_OUTBOXES empty ones, for whoever is next, belong to nobody).
+ *      connection has none (CONN_SPARE_OUTBOXES empty ones, for whoever is next, belong to nobody).
  */
 #include "conn.h"
 
@@ -52,7 +52,6 @@
 #define CLIENT_GONE     499   /* nginx's status for a client that did not wait for the reply */
 #define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
 #define OUT_FIRST_BYTES 1280  /* likewise for replies; enough for one of nearly all */
-#define SPARE_OUTBOXES  64    /* are kept for the next replies */
 
 /* Bytes received and not yet used up, with the state of their parsing. */
 struct inbox {
@@ -63,8 +62,7 @@ struct inbox {
 
 /* Replies that are not sent yet. */
 struct outbox {
-    size_t begin, end, capacity;
-    struct outbox *next_spare;
+    size_t size, capacity;
     char bytes[];
 };
 
@@ -166,20 +164,14 @@ static void watch_conn(struct conns *conns, struct conn *conn, uint32_t events) 
         close_conn(conns, conn);
 }
 
-static size_t unsent(const struct conn *conn) {
-    return conn->out ? conn->out->end - conn->out->begin : 0;
-}
+static size_t unsent(const struct conn *conn) { return conn->out ? conn->out->size : 0; }
 
 /* Room for n more bytes of replies. Returns where to put them, or NULL without memory: then the
  * connection closes, since its next reply cannot be given. */
 static char *reserve_out(struct conns *conns, struct conn *conn, size_t n) {
     struct outbox *out = conn->out;
-    if (!out && conns->spare_out) {
-        out = conn->out = conns->spare_out;
-        conns->spare_out = out->next_spare;
-        conns->spare_count--;
-    }
-    size_t used = out ? out->end : 0;
+    if (!out && conns->spare_count > 0) out = conn->out = conns->spare_out[--conns->spare_count];
+    size_t used = unsent(conn);
     if (!out || out->capacity - used < n) {
         size_t capacity = used + n > OUT_FIRST_BYTES ? used + n : OUT_FIRST_BYTES;
         struct outbox *grown = realloc(out, sizeof *out + capacity);
@@ -187,25 +179,20 @@ static char *reserve_out(struct conns *conns, struct conn *conn, size_t n) {
             close_conn(conns, conn);
             return NULL;
         }
-        if (!out) grown->begin = grown->end = 0;
+        grown->size = used;
         grown->capacity = capacity;
         conn->out = grown;
     }
-    return conn->out->bytes + conn->out->end;
+    return conn->out->bytes + used;
 }
 
 /* All replies are sent. */
 static void release_out(struct conns *conns, struct conn *conn) {
-    struct outbox *out = conn->out;
+    if (conns->spare_count < CONN_SPARE_OUTBOXES && conn->out->capacity == OUT_FIRST_BYTES)
+        conns->spare_out[conns->spare_count++] = conn->out;
+    else
+        free(conn->out);
     conn->out = NULL;
-    if (conns->spare_count == SPARE_OUTBOXES || out->capacity > OUT_FIRST_BYTES) {
-        free(out);
-        return;
-    }
-    out->begin = out->end = 0;
-    out->next_spare = conns->spare_out;
-    conns->spare_out = out;
-    conns->spare_count++;
 }
 
 /* The Date field's value, made anew once a second. */
@@ -227,8 +214,8 @@ static void add_reply(struct conns *conns, struct conn *conn) {
     reply->close = conn->closing;
     reply->origin = conn->origin;
     reply->varies_by_origin = conns->api.origins.n > 0 && conns->api.origins.p[0] != '*';
-    conn->reply_begin = conn->out->end;
-    conn->out->end += http_write_reply(to, reply, current_date(conns));
+    conn->reply_begin = conn->out->size;
+    conn->out->size += http_write_reply(to, reply, current_date(conns));
     conn->ticket = conns->reply.ticket;
     queue_write(conns, conn);
 }
@@ -292,7 +279,7 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
             char *to = reserve_out(conns, conn, sizeof HTTP_100_CONTINUE - 1);
             if (to) {
                 memcpy(to, HTTP_100_CONTINUE, sizeof HTTP_100_CONTINUE - 1);
-                conn->out->end += sizeof HTTP_100_CONTINUE - 1;
+                conn->out->size += sizeof HTTP_100_CONTINUE - 1;
                 queue_write(conns, conn);
             }
             return;
@@ -410,7 +397,7 @@ static void settle(struct conns *conns, struct conn *conn, bool ok) {
     conn->ticket = 0;
     if (!ok) {
         api_storage_unavailable(&conns->reply);
-        conn->out->end = conn->reply_begin;
+        conn->out->size = conn->reply_begin;
         add_reply(conns, conn);
     }
     note(conns, conn);
@@ -452,23 +439,19 @@ void conns_check_deadlines(struct conns *conns) {
 /* Sends what may be sent. */
 static void send_replies(struct conns *conns, struct conn *conn) {
     struct outbox *out = conn->out;
-    size_t end = conn->ticket ? conn->reply_begin : out->end;
-    while (out->begin < end) {
-        ssize_t n = send(conn->source.fd, out->bytes + out->begin, end - out->begin, MSG_NOSIGNAL);
+    size_t end = conn->ticket ? conn->reply_begin : out->size, sent = 0;
+    while (sent < end) {
+        ssize_t n = send(conn->source.fd, out->bytes + sent, end - sent, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno != EAGAIN) close_conn(conns, conn);
         if (n < 0) break;
-        out->begin += (size_t)n;
+        sent += (size_t)n;
     }
-    if (out->begin == out->end) {
-        release_out(conns, conn);
-        return;
-    }
+    out->size -= sent;
+    conn->reply_begin -= conn->ticket ? sent : 0;
     /* What was sent makes room, or an endless pipeline of sets would make an endless outbox. */
-    memmove(out->bytes, out->bytes + out->begin, out->end - out->begin);
-    out->end -= out->begin;
-    conn->reply_begin -= conn->ticket ? out->begin : 0;
-    out->begin = 0;
+    memmove(out->bytes, out->bytes + sent, out->size);
+    if (out->size == 0) release_out(conns, conn);
 }
 
 /* Shuts our end after the last reply and waits for the client to shut its own. Closing at once
@@ -558,10 +541,7 @@ void conns_free(struct conns *conns) {
     for (int state = 0; state < CONN_CLOSED; state++)
         while (conns->lists[state].first) close_conn(conns, conns->lists[state].first);
     conns_free_closed(conns);
-    for (struct outbox *out = conns->spare_out, *next; out; out = next) {
-        next = out->next_spare;
-        free(out);
-    }
+    while (conns->spare_count > 0) free(conns->spare_out[--conns->spare_count]);
     free(conns->scratch);
 }
 

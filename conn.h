@@ -34,6 +34,8 @@ enum conn_state {
     CONN_STATES,
 };
 
+#define CONN_SPARE_OUTBOXES 64
+
 struct conn_list {
     struct conn *first, *last;
 };
@@ -57,7 +59,7 @@ struct conns {
     struct metrics metrics;
     struct access_log log;
     struct inbox *scratch; /* takes what a recv brings; only a rest of it moves to a connection */
-    struct outbox *spare_out; /* a few that are empty */
+    struct outbox *spare_out[CONN_SPARE_OUTBOXES]; /* empty, for the next replies */
     unsigned spare_count;
 };
 
