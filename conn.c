@@ -265,6 +265,13 @@ static bool may_apply(const struct conn *conn) {
            unsent(conn) < OUT_LIMIT_BYTES;
 }
 
+static void add_continue(struct conns *conns, struct conn *conn) {
+    char *to = reserve_out(conns, conn, sizeof HTTP_100_CONTINUE - 1);
+    if (!to) return;
+    memcpy(to, HTTP_100_CONTINUE, sizeof HTTP_100_CONTINUE - 1);
+    conn->out->size += sizeof HTTP_100_CONTINUE - 1;
+}
+
 /* Applies requests from an inbox until it has no whole one, the connection may not go on, or it is
  * the others' turn. */
 static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
@@ -275,15 +282,7 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
         in->end = in->begin + size;
         conn->origin = api_origin(&conns->api, &in->request); /* if this is all, a 408's */
         switch (progress) {
-        case HTTP_CONTINUE: {
-            char *to = reserve_out(conns, conn, sizeof HTTP_100_CONTINUE - 1);
-            if (to) {
-                memcpy(to, HTTP_100_CONTINUE, sizeof HTTP_100_CONTINUE - 1);
-                conn->out->size += sizeof HTTP_100_CONTINUE - 1;
-                queue_write(conns, conn);
-            }
-            return;
-        }
+        case HTTP_CONTINUE: add_continue(conns, conn); return;
         case HTTP_MORE: return;
         case HTTP_ERROR:
             refuse(conns, conn, &in->request, in->request.status, in->request.why);
@@ -295,6 +294,12 @@ static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
         }
     }
     conn->has_input = in->begin < in->end;
+}
+
+static struct inbox *empty_inbox(struct inbox *in) {
+    in->begin = in->end = 0;
+    http_request_init(&in->request);
+    return in;
 }
 
 /* An inbox of a connection's own that holds what is in `in`, with room for more. */
@@ -329,31 +334,22 @@ static struct inbox *make_room_in(struct inbox *in) {
 /* Applies what is in the inbox (the connection's or the shared scratch) and keeps what is left. */
 static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox *in) {
     apply(conns, conn, in);
-    bool is_empty = in->begin == in->end;
-    if (in == conn->in) {
-        if (is_empty) {
-            free(in);
-            conn->in = NULL;
-        }
-    } else {
-        if (!is_empty && conn->state != CONN_CLOSED && !(conn->in = copy_inbox(in)))
-            close_conn(conns, conn);
-        in->begin = in->end = 0;
-        http_request_init(&in->request);
+    if (in->begin == in->end) {
+        free(conn->in);
+        conn->in = NULL;
+    } else if (!conn->in && conn->state != CONN_CLOSED && !(conn->in = copy_inbox(in))) {
+        close_conn(conns, conn);
     }
     queue_write(conns, conn);
 }
 
 static void receive(struct conns *conns, struct conn *conn) {
-    struct inbox *in = conns->scratch;
-    if (conn->in) {
-        in = make_room_in(conn->in);
-        if (!in) {
-            close_conn(conns, conn);
-            return;
-        }
-        conn->in = in;
+    struct inbox *in = conn->in ? make_room_in(conn->in) : empty_inbox(conns->scratch);
+    if (!in) {
+        close_conn(conns, conn);
+        return;
     }
+    if (conn->in) conn->in = in;
     ssize_t n = recv(conn->source.fd, in->bytes + in->end, in->capacity - in->end, 0);
     if (n < 0) {
         if (errno != EAGAIN && errno != EINTR) close_conn(conns, conn);
@@ -507,19 +503,16 @@ void conns_write(struct conns *conns) {
 /* ------------------------------------------------------------------------ phase: close */
 
 unsigned conns_free_closed(struct conns *conns) {
-    struct conn *conn = conns->lists[CONN_CLOSED].first;
     unsigned freed = 0;
-    conns->lists[CONN_CLOSED] = (struct conn_list){NULL, NULL};
-    while (conn) {
-        struct conn *next = conn->next;
+    for (struct conn *conn = conns->lists[CONN_CLOSED].first, *next; conn; conn = next, freed++) {
+        next = conn->next;
         conns->refusal_count -= conn->is_refusal;
         close(conn->source.fd);
         free(conn->in);
         free(conn->out);
         free(conn);
-        conn = next;
-        freed++;
     }
+    conns->lists[CONN_CLOSED] = (struct conn_list){NULL, NULL};
     conns->count -= freed;
     conns->metrics.connections = conns->count;
     return freed;
@@ -531,9 +524,7 @@ int conns_init(struct conns *conns) {
     conns->to_write_end = &conns->to_write;
     conns->scratch = malloc(sizeof *conns->scratch + HTTP_MAX_REQUEST_BYTES);
     if (!conns->scratch) return -1;
-    conns->scratch->begin = conns->scratch->end = 0;
     conns->scratch->capacity = HTTP_MAX_REQUEST_BYTES;
-    http_request_init(&conns->scratch->request);
     return 0;
 }
 
