@@ -36,6 +36,11 @@ struct address {
     socklen_t size;
 };
 
+static void *ip_of(struct address *address) {
+    bool is_v6 = address->any.ss_family == AF_INET6;
+    return is_v6 ? (void *)&address->in6.sin6_addr : (void *)&address->in.sin_addr;
+}
+
 /* Reads unix:PATH. */
 static bool parse_unix(const char *path, struct address *address) {
     size_t size = strlen(path);
@@ -58,17 +63,12 @@ static bool parse_address(const char *text, struct address *address) {
     if (!slice_number(slice_of(colon + 1), UINT16_MAX, &port)) return false;
     memcpy(host, text, size);
     host[size] = '\0';
-    if (host[0] == '[' && host[size - 1] == ']') {
-        host[size - 1] = '\0';
-        address->in6.sin6_family = AF_INET6;
-        address->in6.sin6_port = htons((uint16_t)port);
-        address->size = sizeof address->in6;
-        return inet_pton(AF_INET6, host + 1, &address->in6.sin6_addr) == 1;
-    }
-    address->in.sin_family = AF_INET;
-    address->in.sin_port = htons((uint16_t)port);
-    address->size = sizeof address->in;
-    return inet_pton(AF_INET, host, &address->in.sin_addr) == 1;
+    bool is_v6 = host[0] == '[' && host[size - 1] == ']';
+    if (is_v6) host[size - 1] = '\0';
+    address->any.ss_family = is_v6 ? AF_INET6 : AF_INET;
+    address->in.sin_port = htons((uint16_t)port); /* which is where sin6_port is */
+    address->size = is_v6 ? sizeof address->in6 : sizeof address->in;
+    return inet_pton(address->any.ss_family, host + is_v6, ip_of(address)) == 1;
 }
 
 /* Removes a socket that nobody listens on any more. Returns whether the path is free now. */
@@ -102,13 +102,12 @@ static int describe(struct listener *listener, int fd) {
     const char *path = address.un.sun_path;
     int on = 1, family = address.any.ss_family;
     bool is_v6 = family == AF_INET6, is_abstract = path[0] == '\0';
-    const void *ip = is_v6 ? (void *)&address.in6.sin6_addr : (void *)&address.in.sin_addr;
     char host[INET6_ADDRSTRLEN];
     if (family == AF_UNIX) {
         snprintf(listener->name, sizeof listener->name, "unix:%s%s", is_abstract ? "@" : "",
                  path + is_abstract);
     } else {
-        if (!inet_ntop(family, ip, host, sizeof host)) return -1;
+        if (!inet_ntop(family, ip_of(&address), host, sizeof host)) return -1;
         snprintf(listener->name, sizeof listener->name, is_v6 ? "[%s]:%u" : "%s:%u", host,
                  ntohs(address.in.sin_port)); /* which is where sin6_port is */
         /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it
@@ -143,18 +142,22 @@ static int open_socket(const char *text, int flags, struct address *address) {
     return socket(address->any.ss_family, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
 }
 
+/* Closes a socket, keeps errno, and returns -1. */
+static int fail(int fd) {
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
 int listen_open(struct listener *listener, const char *text) {
     struct address address;
     *listener = (struct listener){.fd = -1};
     int fd = open_socket(text, SOCK_NONBLOCK, &address);
     if (fd < 0) return -1;
     if (bind_and_listen(fd, &address) < 0 || claim_path(listener, &address) < 0 ||
-        describe(listener, fd) < 0) {
-        int error = errno;
-        close(fd);
-        errno = error;
-        return -1;
-    }
+        describe(listener, fd) < 0)
+        return fail(fd);
     return 0;
 }
 
@@ -189,11 +192,7 @@ int listen_connect(const char *text, int limit_s) {
     if (fd < 0) return -1;
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); /* for connect, too */
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    if (connect(fd, (struct sockaddr *)&address.any, address.size) == 0) return fd;
-    int error = errno;
-    close(fd);
-    errno = error;
-    return -1;
+    return connect(fd, (struct sockaddr *)&address.any, address.size) == 0 ? fd : fail(fd);
 }
 
 void listen_close(struct listener *listener) {
