@@ -437,26 +437,23 @@ static bool field_name(struct http_request *request, const char *p, size_t n) {
     return go(request, FIELD_VALUE);
 }
 
-static void record_field(struct http_request *request, const char *p, size_t end) {
-    size_t begin = request->_colon + 1;
-    struct slice value = trim((struct slice){p + begin, end - begin});
-    request->_fields[request->_field_count++] = (struct http_field){
-        .name = (uint16_t)request->_line,
-        .name_len = (uint16_t)(request->_colon - request->_line),
-        .value = (uint16_t)(value.p - p),
-        .value_len = (uint16_t)value.n,
-    };
-}
-
 static bool field_value(struct http_request *request, const char *p, size_t n) {
     size_t end = request->_pos = span(p, request->_pos, n, IN_VALUE);
     if (end < n && p[end] != '\r' && p[end] != '\n')
         return refuse(request, 400, "control byte in a field value");
     if (!pass_crlf(request, p, n)) return false;
-    if (request->head_done)
+    if (request->head_done) {
         request->_trailer_count++; /* and that is all: nothing here needs what trailers say */
-    else
-        record_field(request, p, end);
+    } else {
+        size_t begin = request->_colon + 1;
+        struct slice value = trim((struct slice){p + begin, end - begin});
+        request->_fields[request->_field_count++] = (struct http_field){
+            .name = (uint16_t)request->_line,
+            .name_len = (uint16_t)(request->_colon - request->_line),
+            .value = (uint16_t)(value.p - p),
+            .value_len = (uint16_t)value.n,
+        };
+    }
     return go(request, FIELD_START);
 }
 
@@ -472,11 +469,6 @@ static bool data(struct http_request *request, char *p, size_t n) {
     request->_left -= bytes;
     if (request->_left > 0) return false;
     return go(request, request->_chunked ? CHUNK_END : WHOLE);
-}
-
-/* After a chunk's bytes. */
-static bool chunk_end(struct http_request *request, const char *p, size_t n) {
-    return pass_crlf(request, p, n) && begin_chunk_line(request);
 }
 
 /* The last chunk, of size 0, is followed by the trailers. */
@@ -556,7 +548,7 @@ static bool take_step(struct http_request *request, char *p, size_t n) {
     case FIELD_NAME: return field_name(request, p, n);
     case FIELD_VALUE: return field_value(request, p, n);
     case DATA: return data(request, p, n);
-    case CHUNK_END: return chunk_end(request, p, n);
+    case CHUNK_END: return pass_crlf(request, p, n) && begin_chunk_line(request);
     case WHOLE: return false;
     default: return chunk_line(request, p);
     }
@@ -580,19 +572,15 @@ static void drop_framing(struct http_request *request, char *p, size_t *size) {
     *size -= gap;
 }
 
-static void fill_slices(struct http_request *request, const char *p) {
-    split_target(request, p); /* once more: the buffer may have moved */
-    request->body = (struct slice){p + request->_head_size, request->_body_size};
-    request->size = request->_pos;
-}
-
 enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size) {
     size_t n;
     request->_base = buffer;
     do n = *size < request->_limit ? *size : request->_limit;
     while (request->_pos < n && take_step(request, buffer, n));
     if (request->_state == WHOLE) {
-        fill_slices(request, buffer);
+        split_target(request, buffer); /* once more: the buffer may have moved */
+        request->body = (struct slice){buffer + request->_head_size, request->_body_size};
+        request->size = request->_pos;
         return HTTP_DONE;
     }
     if (request->status == 0 && n == request->_limit) refuse_section(request);
@@ -676,47 +664,37 @@ void http_date(time_t now, char date[HTTP_DATE_BYTES]) {
              seconds / 3600, seconds / 60 % 60, seconds % 60);
 }
 
-/* Each line is begun with the CR LF of the one before it: one append fewer a line. */
-static char *append_status_and_date(char *out, int status, const char *date) {
-    out = append(out, SLICE("HTTP/1.1 "));
-    out = append_number(out, (size_t)status);
-    out = append(out, SLICE(" "));
-    out = append(out, slice_of(http_reason(status)));
-    out = append(out, SLICE("\r\nDate: "));
-    return append(out, (struct slice){date, HTTP_DATE_BYTES - 1});
-}
-
 /* What a script may send beyond what every page may (Fetch, "CORS-safelisted request-header"). */
 #define CORS_FIELDS "Content-Type, X-User-Id, X-Auth-Token, X-Requested-With"
 
-/* The fields that few replies have. */
-static char *append_rare_fields(char *out, const struct http_reply *reply) {
-    if (reply->allow) out = append(append(out, SLICE("\r\nAllow: ")), slice_of(reply->allow));
-    if (reply->retry_after_s > 0)
-        out = append_number(append(out, SLICE("\r\nRetry-After: ")), reply->retry_after_s);
-    if (reply->varies_by_origin) out = append(out, SLICE("\r\nVary: Origin"));
-    if (reply->origin.n > 0)
-        out = append(append(out, SLICE("\r\nAccess-Control-Allow-Origin: ")), reply->origin);
-    if (reply->origin.n > 0 && reply->allow && reply->status == 204) { /* to a preflight */
-        out = append(out, SLICE("\r\nAccess-Control-Allow-Headers: " CORS_FIELDS
-                                "\r\nAccess-Control-Allow-Methods: "));
-        out = append(out, slice_of(reply->allow));
-    }
-    if (reply->close)
-        out = append(out, SLICE("\r\nConnection: close"));
-    else if (reply->confirm_keep_alive)
-        out = append(out, SLICE("\r\nConnection: keep-alive"));
-    return out;
-}
-
+/* Each line is begun with the CR LF of the one before it: one append fewer a line. */
 size_t http_write_reply(char *out, const struct http_reply *reply, const char *date) {
     bool has_content = reply->status != 204; /* RFC 9110, 8.6: no Content-Length with it either */
-    char *end = append_status_and_date(out, reply->status, date);
+    char *end = append_number(append(out, SLICE("HTTP/1.1 ")), (size_t)reply->status);
+    end = append(append(end, SLICE(" ")), slice_of(http_reason(reply->status)));
+    end = append(append(end, SLICE("\r\nDate: ")), (struct slice){date, HTTP_DATE_BYTES - 1});
     if (has_content && reply->media_type.n > 0)
         end = append(append(end, SLICE("\r\nContent-Type: ")), reply->media_type);
     if (has_content) end = append_number(append(end, SLICE("\r\nContent-Length: ")), reply->body.n);
     if (reply->is_private) end = append(end, SLICE("\r\nCache-Control: no-store"));
-    end = append_rare_fields(end, reply);
+
+    /* The fields that few replies have. */
+    if (reply->allow) end = append(append(end, SLICE("\r\nAllow: ")), slice_of(reply->allow));
+    if (reply->retry_after_s > 0)
+        end = append_number(append(end, SLICE("\r\nRetry-After: ")), reply->retry_after_s);
+    if (reply->varies_by_origin) end = append(end, SLICE("\r\nVary: Origin"));
+    if (reply->origin.n > 0)
+        end = append(append(end, SLICE("\r\nAccess-Control-Allow-Origin: ")), reply->origin);
+    if (reply->origin.n > 0 && reply->allow && reply->status == 204) { /* to a preflight */
+        end = append(end, SLICE("\r\nAccess-Control-Allow-Headers: " CORS_FIELDS
+                                "\r\nAccess-Control-Allow-Methods: "));
+        end = append(end, slice_of(reply->allow));
+    }
+    if (reply->close)
+        end = append(end, SLICE("\r\nConnection: close"));
+    else if (reply->confirm_keep_alive)
+        end = append(end, SLICE("\r\nConnection: keep-alive"));
+
     end = append(end, SLICE("\r\n\r\n"));
     if (has_content && !reply->head_only) end = append(end, reply->body);
     return (size_t)(end - out);
