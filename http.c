@@ -12,12 +12,12 @@
  *          |   ^                          |
  *          |   +--------------------------+
  *          | CR LF: the head is complete, and is now judged as a whole
- *          +--------> DATA                            Content-Length bytes, perhaps none: done
+ *          +--------> DATA --> WHOLE                  Content-Length bytes; if none, WHOLE at once
  *          +--------> CHUNK_FIRST ... CHUNK_LF        size [extensions] CR LF
  *                       ^     |         |
  *             CHUNK_END +-- DATA <------+             bytes CR LF
  *                                       | size 0
- *                                       +-> FIELD_START and so on again, for the trailers: done
+ *                                       +-> FIELD_START and so on again, for the trailers: WHOLE
  *
  * Invariants:
  * - What is decided at a byte depends on the bytes up to it, never on how many more have arrived.
@@ -574,9 +574,12 @@ static void drop_framing(struct http_request *request, char *p, size_t *size) {
 
 enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size) {
     size_t n;
+    bool has_changed;
     request->_base = buffer;
-    do n = *size < request->_limit ? *size : request->_limit;
-    while (request->_pos < n && take_step(request, buffer, n));
+    do {
+        n = *size < request->_limit ? *size : request->_limit;
+        has_changed = request->_pos < n && take_step(request, buffer, n);
+    } while (has_changed);
     if (request->_state == WHOLE) {
         split_target(request, buffer); /* once more: the buffer may have moved */
         request->body = (struct slice){buffer + request->_head_size, request->_body_size};
