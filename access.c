@@ -320,7 +320,8 @@ static int read_file(struct loader *loader, struct file *file, const char *name)
     if (fd < 0) return fail(loader, strerror(errno));
     int result = read_all(loader, file, fd);
     close(fd);
-    return result;
+    bool is_marked = file->size >= 3 && memcmp(file->bytes, "\xEF\xBB\xBF", 3) == 0;
+    return result == 0 && is_marked ? fail(loader, "begins with a byte order mark") : result;
 }
 
 static int add_entry(struct loader *loader, struct table *table, uint64_t hash, size_t value) {

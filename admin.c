@@ -259,26 +259,9 @@ static int lock_new(struct edit *edit) {
     return log_cut(fileno(edit->file), 0);
 }
 
-/* Returns 0, and end_edit is due, or -1, reported. */
-static int begin_edit(struct edit *edit, const char *dir, const char *name) {
-    *edit = (struct edit){.dir = dir, .name = name};
-    snprintf(edit->new_name, sizeof edit->new_name, "%s.new", name);
-    edit->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (edit->dir_fd >= 0 && lock_new(edit) == 0) {
-        int fd = openat(edit->dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-        edit->old = fd < 0 ? NULL : fdopen(fd, "r");
-        if (edit->old || errno == ENOENT) return 0;
-        int error = errno;
-        unlinkat(edit->dir_fd, edit->new_name, 0);
-        errno = error;
-    }
-    fprintf(stderr, "roomkeyd: %s: cannot change %s: %s\n", dir, name, strerror(errno));
-    close_edit(edit);
-    return -1;
-}
-
 /* The new file gets the owner and mode of the old one. Where there is none it is for the
- * directory's owner, as far as we may decide that: for the server, even if it is root who asks. */
+ * directory's owner, as far as we may decide that: for the server, even if it is root who asks. At
+ * once, not when it is complete: or what an interrupted root leaves would lock that owner out. */
 static int keep_owner(const struct edit *edit) {
     struct stat status;
     int fd = fileno(edit->file);
@@ -287,16 +270,40 @@ static int keep_owner(const struct edit *edit) {
     return edit->old ? fchmod(fd, status.st_mode & 07777) : 0;
 }
 
+/* Returns 0, and end_edit is due, or -1, reported. */
+static int begin_edit(struct edit *edit, const char *dir, const char *name) {
+    *edit = (struct edit){.dir = dir, .name = name};
+    snprintf(edit->new_name, sizeof edit->new_name, "%s.new", name);
+    edit->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (edit->dir_fd >= 0 && lock_new(edit) == 0) {
+        int fd = openat(edit->dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        edit->old = fd < 0 ? NULL : fdopen(fd, "r");
+        if ((edit->old || errno == ENOENT) && keep_owner(edit) == 0) return 0;
+        int error = errno;
+        unlinkat(edit->dir_fd, edit->new_name, 0);
+        errno = error;
+    }
+    fprintf(stderr, "roomkeyd: %s: cannot change %s: %s\n", dir, name,
+            errno == ELOOP ? "a symbolic link, which would be replaced" : strerror(errno));
+    close_edit(edit);
+    return -1;
+}
+
+/* Whether a server would load the old or the new file; says why it would not. */
+static bool can_be_loaded(const struct edit *edit, const char *name) {
+    char why[WHY_BYTES];
+    struct access *access = access_load_one(edit->dir, name, why, sizeof why);
+    if (!access) complain(why, "nothing has been changed");
+    access_free(access);
+    return access != NULL;
+}
+
 /* Brings the new file to disk and puts it into the old one's place, if a server would load it.
  * Returns 0, or -1, reported. */
 static int replace(const struct edit *edit) {
-    char why[WHY_BYTES];
-    struct access *access = NULL;
-    bool is_written = fflush(edit->file) == 0 && !ferror(edit->file) && keep_owner(edit) == 0 &&
-                      log_sync_all(fileno(edit->file)) == 0;
-    if (is_written && !(access = access_load_one(edit->dir, edit->new_name, why, sizeof why)))
-        return -complain(why, "nothing has been changed");
-    access_free(access);
+    bool is_written =
+        fflush(edit->file) == 0 && !ferror(edit->file) && log_sync_all(fileno(edit->file)) == 0;
+    if (is_written && !can_be_loaded(edit, edit->new_name)) return -1;
     if (is_written && renameat(edit->dir_fd, edit->new_name, edit->dir_fd, edit->name) == 0)
         return 0;
     return -complain(edit->new_name, strerror(errno));
@@ -324,6 +331,7 @@ static int copy_users(const struct edit *edit, struct slice user, struct slice h
     size_t space = 0;
     ssize_t size;
     int omitted = 0;
+    if (edit->old && !can_be_loaded(edit, edit->name)) return -1;
     while (edit->old && (size = getline(&line, &space, edit->old)) > 0) {
         struct slice text = {line, (size_t)size}, name, hashed;
         access_next_word(&text, &name);
@@ -357,7 +365,8 @@ static int user_add(const struct arguments *arguments) {
     char token[TOKEN_CHARS + 1], hash[ACCESS_HASH_CHARS + 1];
     struct edit edit;
     if (!access_can_hold(slice_of(user)))
-        return complain(user, "a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #");
+        return complain(user, "a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #, "
+                              "neither * nor -");
     if (make_token(token) != 0 || begin_edit(&edit, arguments->dir, "users") < 0) return 1;
     bool is_copied = copy_users(&edit, SLICE(""), SLICE("")) >= 0;
     access_hash_token(slice_of(token), hash);
@@ -601,7 +610,8 @@ static int write_rooms(struct import *import, const char **facts, FILE *out) {
         if (strcmp(fact, last) == 0 || (!is_room && !is_same)) {
             import->passed_over++;
         } else if (is_room && is_same) {
-            return -complain(room, "a room of two types");
+            fprintf(stderr, "roomkeyd: %.*s: a room of two types\n", (int)size - 1, room);
+            return -1;
         } else if (is_room) {
             room = fact;
             size = (size_t)(value - fact) - 2;

@@ -343,12 +343,19 @@ void log_look_inside(struct log_reader *reader, const struct log_span *span) {
 
 /* ------------------------------------------------------------------------ opening */
 
+void log_give_to_owner(int dir_fd, int fd) {
+    struct stat status;
+    bool is_known = geteuid() == 0 && fstat(dir_fd, &status) == 0;
+    if (is_known && fchown(fd, status.st_uid, status.st_gid) < 0) return;
+}
+
 /* Makes the log, complete with its first line, or not at all. */
 static int create_log(int dir_fd, struct log_failure why) {
     int fd = -1; /* what a crash has left goes first; so does somebody's link, unfollowed */
     if (unlinkat(dir_fd, LOG_BIRTH_NAME, 0) == 0 || errno == ENOENT)
         fd = openat(dir_fd, LOG_BIRTH_NAME, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return log_fail(why, LOG_NAME ": cannot make it: %s", strerror(errno));
+    log_give_to_owner(dir_fd, fd);
     int result = log_write_at(fd, SLICE(LOG_FIRST_LINE), 0);
     if (result == 0) result = log_sync_all(fd);
     if (result == 0) result = renameat(dir_fd, LOG_BIRTH_NAME, dir_fd, LOG_NAME);

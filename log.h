@@ -105,6 +105,10 @@ ssize_t log_read_at(int fd, char *buffer, size_t size, uint64_t offset);
 int log_write_at(int fd, struct slice bytes, uint64_t offset);
 int log_sync_data(int fd);
 int log_sync_all(int fd);
+
+/* Gives a new file to the directory's owner, if root has made it: a server that runs as that one has
+ * to open it. Where even root may not, the file stays root's. */
+void log_give_to_owner(int dir_fd, int fd);
 int log_cut(int fd, uint64_t size);
 
 /* Copies bytes [from, to) of a file to an offset of another, or onto themselves. */

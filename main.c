@@ -518,6 +518,9 @@ static bool stop(struct server *server) {
     close_listeners(server);
     conns_free(&server->conns);
     access_log_write(&server->conns.log);
+    if (server->conns.log.size > 0 && !server->conns.log.is_told)
+        fprintf(stderr, "roomkeyd: access log: the last %zu bytes are lost: nobody takes them\n",
+                server->conns.log.size);
     if (server->reload.is_running) {
         pthread_join(server->reload.thread, NULL);
         access_free(server->reload.access);

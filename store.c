@@ -372,6 +372,7 @@ static int save_torn_tail(struct store *store, uint64_t from, uint64_t size,
         if (fd < 0 && errno != EEXIST) break;
     }
     if (fd < 0) return log_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
+    log_give_to_owner(store->dir_fd, fd);
     int result = log_copy(store->log_fd, fd, from, size, 0);
     if (result == 0) result = log_sync_all(fd);
     if (result == 0) result = log_sync_all(store->dir_fd);

@@ -44,6 +44,19 @@ def log_of(data):
     return records((data / "keys.log").read_bytes())
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_makes_is_the_directory_s_owner_s(data):
+    """The log, and a torn tail beside it: for the server, which is not root."""
+    os.chown(data, 65534, 65533)
+    assert command("import", "--data", data, text=lines(2)) == (0, summary(2), "")
+    with open(data / "keys.log", "ab") as log:
+        log.write(b"torn")
+    assert command("import", "--data", data, text=lines(1))[0] == 0
+    made = [path for path in data.iterdir() if path.name.startswith("keys.log")]
+    assert len(made) == 2
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(65534, 65533)}
+
+
 def test_what_export_prints_can_be_imported(serve, tmp_path):
     server = serve()
     for room, key in (("a", "1"), (ODD_ROOM, ODD_KEY), ("r" * 255, "k" * 255)):

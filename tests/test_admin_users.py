@@ -94,6 +94,30 @@ def test_the_owner_stays_or_is_the_directory_s(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("has_users", [False, True])
+def test_an_interrupted_root_does_not_lock_the_owner_out(tmp_path, has_users):
+    """What it leaves belongs to the owner already; and while it runs, the owner waits."""
+    os.chown(tmp_path, 65534, 65534)
+    if has_users:
+        write_data(tmp_path)
+        os.chown(tmp_path / "users", 65534, 65534)
+    root = subprocess.Popen([binary(), "users", "import", "--data", tmp_path], stdin=subprocess.PIPE,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        new = tmp_path / "users.new"
+        wait_until(lambda: new.exists() and new.stat().st_uid == 65534, "the new file")
+    finally:
+        root.kill()
+        root.communicate()
+    for path in (tmp_path, *list(tmp_path.parents)[:-2]):
+        os.chmod(path, path.stat().st_mode | 0o055)
+    as_nobody = [tool("setpriv", "util-linux"), "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = subprocess.run([*as_nobody, binary(), "user", "add", "--data", tmp_path, "carol"],
+                          capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    assert (done.returncode, done.stderr) == (0, "") and TOKEN.fullmatch(done.stdout)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_file_that_cannot_be_given_back_to_its_owner_is_kept(tmp_path):
     write_data(tmp_path / "data")
     os.chmod(tmp_path / "data", 0o777)
@@ -203,12 +227,14 @@ def test_add_takes_what_users_can_hold(data, name):
     assert (data / "users").read_bytes().endswith(end)
 
 
-def test_users_that_a_server_would_refuse_are_not_added_to(data):
+@pytest.mark.parametrize("change", ["add carol", f"revoke {ALICE}"])
+def test_users_that_a_server_would_refuse_are_not_changed(data, change):
+    """The message names the line of the file that is there."""
     (data / "users").write_text(f"{ALICE} {HASH}\n{BOB} nonsense\n")
     before = contents(data)
-    code, output, errors = command("user", "add", "--data", data, "carol")
+    code, output, errors = command("user", *change.split()[:1], "--data", data, *change.split()[1:])
     assert (code, output) == (1, "")
-    assert f"{data}/users.new:2: hashed token must be" in errors
+    assert f"{data}/users:2: hashed token must be" in errors
     assert errors.endswith(": nothing has been changed\n") and contents(data) == before
 
 
@@ -216,7 +242,7 @@ def test_a_symbolic_link_is_not_replaced(data):
     (data / "users").rename(data / "elsewhere")
     (data / "users").symlink_to("elsewhere")
     code, output, errors = command("user", "add", "--data", data, "carol")
-    assert (code, output) == (1, "") and "cannot change users" in errors
+    assert (code, output) == (1, "") and "cannot change users: a symbolic link" in errors
     assert (data / "users").is_symlink() and (data / "elsewhere").read_bytes().decode() == ODD_USERS
     assert not (data / "users.new").exists()
 
@@ -383,7 +409,7 @@ def test_an_import_that_is_refused_changes_nothing(data, name, what):
 
 
 @pytest.mark.parametrize("text, why", [
-    (lines(room("P", "p"), room("P", "c")), "P 0 c: a room of two types"),
+    (lines(room("P", "p"), room("P", "c")), "roomkeyd: P: a room of two types\n"),
     (lines(room("P", "p"), {"_id": "x"}), "line 2: neither a room"),
     (lines(room("P", "p"), {"_id": "x", "rid": "P"}), "line 2: neither a room"),
     (lines(room("P", "p"), {"_id": "x", "rid": 1, "u": {"_id": "u"}}), "line 2: neither a room"),

@@ -462,6 +462,19 @@ def test_a_slow_reader_of_a_pipe_holds_up_nobody(serve, path):
     assert server.ask(HEALTHZ).status == 200
 
 
+def test_lines_that_nobody_takes_before_the_end(serve, path):
+    """There is room for them until the end, so nothing is dropped until then."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    server = serve("--access-log", path)
+    server.expected_stderr = r"^roomkeyd: access log: the last \d+ bytes are lost"
+    fill(server, 40)  # 160 KB: more than a pipe takes, less than the buffer
+    assert metrics(server)["roomkeyd_access_log_dropped_total"] == 0
+    server.stop()
+    assert len(server.stderr.all()) == 1
+    os.close(reader)
+
+
 def test_lines_follow_when_there_is_space_again(serve, path):
     """By themselves: nobody asks anything any more."""
     os.mkfifo(path)

@@ -324,6 +324,17 @@ def bad_files():
         yield pytest.param("rooms", text, id=f"rooms: {case}")
 
 
+@pytest.mark.parametrize("name", ["users", "rooms"])
+def test_a_byte_order_mark_is_refused(tmp_path, name):
+    """It would be part of the first line's ID, where nobody sees it."""
+    write_data(tmp_path / "data")
+    path = tmp_path / "data" / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    result = run("--listen", LOCAL, "--data", tmp_path / "data")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{path}: begins with a byte order mark" in result.stderr
+
+
 @pytest.mark.parametrize("name,text", bad_files())
 def test_bad_files(tmp_path, name, text):
     """File, line and reason; never the hash, never the token."""

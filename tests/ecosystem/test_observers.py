@@ -157,3 +157,18 @@ def test_goaccess(serve, tmp_path):
                 for group in found["status_codes"]["data"] for item in group["items"]}
     assert statuses == {"200": 8, "400": 4, "401": 1, "404": 2}
     assert {item["data"] for item in found["hosts"]["data"]} == {"127.0.0.1"}
+
+
+def test_goaccess_where_clients_come_by_a_unix_socket(serve, tmp_path):
+    """They have no address, which goaccess has to be told."""
+    path = tmp_path / "access.log"
+    server = serve("--access-log", path, listen=[f"unix:{tmp_path}/socket"])
+    assert server.ask(HEALTHZ).status == 200
+    wait_until(lambda: path.read_bytes().count(b"\n") == 1, "the access log")
+    report = tmp_path / "report.json"
+    subprocess.run(
+        [tool("goaccess", "goaccess"), str(path), "--log-format=COMBINED", "--no-global-config",
+         "--no-ip-validation", "-o", str(report)],
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=True)
+    general = json.loads(report.read_text())["general"]
+    assert (general["total_requests"], general["failed_requests"]) == (1, 0)
