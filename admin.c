@@ -720,11 +720,6 @@ static const struct command commands[] = {
      "Asks a server's /healthz. ADDR is as for the server (default 127.0.0.1:3000). 3 seconds at\n"
      "most for each of connecting, asking and being answered."},
 };
-static const char *const option_help[] = {
-    ['d'] = "  --data DIR         the data directory (default data)\n",
-    ['s'] = "  --salvage NEWFILE  a log to be made, of every valid record\n",
-    ['l'] = "  --listen ADDR      where the server listens\n",
-};
 static const char COMMON_HELP[] =
     "\n"
     "A running server rereads users and rooms when it gets SIGHUP. Exit code: 0 done and well, 1\n"
@@ -756,6 +751,14 @@ static int misused(const char *name, const char *what) {
     return is_asked ? finish_output() : 2;
 }
 
+static const char *option_help(char letter) {
+    switch (letter) {
+    case 'd': return "  --data DIR         the data directory (default data)\n";
+    case 's': return "  --salvage NEWFILE  a log to be made, of every valid record\n";
+    default: return "  --listen ADDR      where the server listens\n";
+    }
+}
+
 /* Runs a command. argv[0] is the last word of its name. */
 static int run_command(const struct command *command, int argc, char **argv) {
     static const struct option options[] = {
@@ -772,7 +775,7 @@ static int run_command(const struct command *command, int argc, char **argv) {
         if (option == 'h') {
             printf("usage: roomkeyd %s\n\n%s\n", command->usage, command->help);
             for (const char *letter = command->options; *letter; letter++)
-                printf("%s%s", letter == command->options ? "\n" : "", option_help[(int)*letter]);
+                printf("%s%s", letter == command->options ? "\n" : "", option_help(*letter));
             fputs(COMMON_HELP, stdout);
             return finish_output();
         }
