@@ -320,8 +320,7 @@ static int read_file(struct loader *loader, struct file *file, const char *name)
     if (fd < 0) return fail(loader, strerror(errno));
     int result = read_all(loader, file, fd);
     close(fd);
-    bool is_marked = file->size >= 3 && memcmp(file->bytes, "\xEF\xBB\xBF", 3) == 0;
-    return result == 0 && is_marked ? fail(loader, "begins with a byte order mark") : result;
+    return result;
 }
 
 static int add_entry(struct loader *loader, struct table *table, uint64_t hash, size_t value) {
@@ -415,8 +414,10 @@ static int add_room(struct loader *loader, struct slice *text) {
 /* Calls add for each line of the file that is being read. */
 static int add_lines(struct loader *loader, int (*add)(struct loader *, struct slice *)) {
     struct slice text = text_at(loader->file, 0);
+    bool is_marked = text.n >= 3 && memcmp(text.p, "\xEF\xBB\xBF", 3) == 0;
     for (; text.n > 0; skip_line(&text)) {
         loader->line++;
+        if (is_marked) return fail_line(loader, "begins with a byte order mark");
         if (text.p[0] != '#' && add(loader, &text) < 0) return -1;
     }
     return 0;

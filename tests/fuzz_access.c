@@ -70,9 +70,16 @@ static bool is_hash(struct slice word) {
     return last % 4 == 0;
 }
 
+/* A byte order mark: editors of another system begin a file with it, and it would be read as a part
+ * of the first ID. */
+static bool is_marked(struct slice file) {
+    return file.n >= 3 && memcmp(file.p, "\xEF\xBB\xBF", 3) == 0;
+}
+
 /* Returns the number of the first bad line, or 0. */
 static unsigned first_bad_user(struct slice users) {
     struct line line = {.number = 0};
+    if (is_marked(users)) return 1;
     while (next_line(&users, &line))
         if (line.words[2].n > 0 || !is_user(line.words[0]) || !is_hash(line.words[1]))
             return line.number;
@@ -88,6 +95,7 @@ static bool has_room_above(struct slice rooms, const struct line *below) {
 
 static unsigned first_bad_room(struct slice rooms) {
     struct line line = {.number = 0};
+    if (is_marked(rooms)) return 1;
     for (struct slice rest = rooms; next_line(&rest, &line);) {
         struct slice type = line.words[1], member;
         bool is_type = type.n == 1 && memchr("cpd", type.p[0], 3) != NULL;

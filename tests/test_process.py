@@ -332,7 +332,7 @@ def test_a_byte_order_mark_is_refused(tmp_path, name):
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     result = run("--listen", LOCAL, "--data", tmp_path / "data")
     assert (result.returncode, result.stdout) == (1, "")
-    assert f"{path}: begins with a byte order mark" in result.stderr
+    assert f"{path}:1: begins with a byte order mark" in result.stderr
 
 
 @pytest.mark.parametrize("name,text", bad_files())
