@@ -8,10 +8,13 @@
  *       |                   `----whole request------'
  *       |                           |      |
  *       |                a set      |      |  anything else
- *       |             .-------------'      |
- *       |          COMMIT --ticket settled-+--> replies sent --socket is full--> WRITE --.
- *       |                                         |    |                                 |
- *       `-------------keep-alive------------------'    `---close---> LINGER <------------'
+ *       |             .-------------'      |          .--socket is full--> WRITE --.
+ *       |          COMMIT --ticket settled-+--> replies sent <----all are taken----'
+ *       |                                         |    |
+ *       `-------------keep-alive------------------'    `---close---> LINGER
+ *
+ * A deadline leads from each of them but COMMIT to CLOSED, in HEAD and BODY by way of a 408, and an
+ * error does from all of them.
  *
  * Every list but COMMIT's has one duration for all, so it is ordered by deadline as it stands, and
  * its first connection is the one to judge. COMMIT has none: the disk takes the time it takes.
@@ -25,8 +28,9 @@
  *   3. A connection is freed only in the last phase: no event of a pass can point at freed memory.
  *   4. A request is counted and logged once, when its reply is certain: with the status that the
  *      client gets, or 499 if it has gone before the ticket of its set has settled.
- *   5. Buffers are bounded: less than one request in, OUT_LIMIT_BYTES and one reply out; an idle
- *      connection has none (CONN_SPARE_OUTBOXES empty ones, for whoever is next, belong to nobody).
+ *   5. Buffers are bounded: HTTP_MAX_REQUEST_BYTES and IN_FIRST_BYTES in, OUT_LIMIT_BYTES and one
+ *      reply out; an idle connection has none (CONN_SPARE_OUTBOXES empty ones, for whoever is next,
+ *      belong to nobody).
  */
 #include "conn.h"
 
@@ -74,6 +78,7 @@ struct conn {
     bool has_input;           /* the inbox may hold a whole request: serve before receiving more */
     bool is_queued;           /* in the queue of the write phase */
     bool is_refusal;          /* beyond the limit */
+    bool is_http10;           /* the last request was; that it persists has to be confirmed */
     uint32_t watched;         /* the epoll events asked for */
     struct conn *prev, *next; /* in the list of its state */
     struct conn *next_queued; /* in the queue of the write phase */
@@ -212,6 +217,7 @@ static void add_reply(struct conns *conns, struct conn *conn) {
     char *to = reserve_out(conns, conn, HTTP_MAX_REPLY_HEAD_BYTES + reply->body.n);
     if (!to) return;
     reply->close = conn->closing;
+    reply->confirm_keep_alive = conn->is_http10;
     reply->origin = conn->origin;
     reply->varies_by_origin = conns->api.origins.n > 0 && conns->api.origins.p[0] != '*';
     conn->reply_begin = conn->out->size;
@@ -256,7 +262,7 @@ static void answer(struct conns *conns, struct conn *conn, const struct http_req
     api_answer(&conns->api, request, &conns->reply);
     conn->closing =
         !request->keep_alive || (conns->is_draining && is_last && !has_more_to_receive(conn));
-    conns->reply.http.confirm_keep_alive = request->is_http10 && !conn->closing;
+    conn->is_http10 = request->is_http10;
     reply_to(conns, conn, request);
 }
 

@@ -13,13 +13,16 @@
 #include <stdint.h>
 #include <time.h>
 
-/* Limits of one request, in bytes; past them it is answered 414, 431 or 413. */
+/* Limits of one request, in bytes where they are no number of fields; past them it is answered 414,
+ * 431 or 413, and a chunk's line 400. */
 #define HTTP_MAX_TARGET_BYTES     8192
 #define HTTP_MAX_HEAD_BYTES       16384 /* request line and fields; a chunked body's trailers too */
 #define HTTP_MAX_FIELDS           100
 #define HTTP_MAX_BODY_BYTES       65536 /* after chunks are joined */
 #define HTTP_MAX_CHUNK_LINE_BYTES 1024  /* a chunk's size and extensions */
-#define HTTP_MAX_ORIGIN_BYTES     300   /* that --cors takes: a name of DNS has at most 253 */
+
+/* Longest origin that http_is_origin takes: a name of DNS has at most 253. */
+#define HTTP_MAX_ORIGIN_BYTES 300
 
 /* A buffer of this size is never too small: while http_parse asks for more, it holds less. */
 #define HTTP_MAX_REQUEST_BYTES (HTTP_MAX_HEAD_BYTES + HTTP_MAX_BODY_BYTES + HTTP_MAX_HEAD_BYTES)
@@ -117,7 +120,7 @@ struct http_reply {
     bool is_private;         /* send Cache-Control: no-store */
     bool head_only;          /* the reply to a HEAD: no body */
     bool close;              /* send Connection: close */
-    bool confirm_keep_alive; /* send Connection: keep-alive, for an HTTP/1.0 client that asked */
+    bool confirm_keep_alive; /* otherwise send Connection: keep-alive, to an HTTP/1.0 client */
 };
 
 /* The reason phrase of a status code of this server's, "" for any other. */

@@ -44,14 +44,15 @@
  *     open --taken--> committing --written, synced--> settled --collected--> (free)
  *     the owner adds  the committer writes it         the owner moves its entries to the index
  *
- * The owner's thread (the loop) owns every field of struct store but those under `lock`: which
- * batch is where, and the open batch while it grows. A batch that is committing or settled is read
- * by both threads and changed by neither, until the owner has collected it (but for how long its
- * commit took, which the committer notes before it is settled). The committer takes the open batch
- * by itself as soon as it is free, if the owner has offered it: between two syncs the disk waits
- * for nobody to wake up. It holds no lock across a system call, so the owner never waits for the
- * disk behind its back: it waits only when it reads a record back to confirm a match in the index,
- * which may meet a page that is not in memory.
+ * The owner's thread (the loop) owns every field of struct store but those under `lock` and
+ * is_short_of_space, which is the committer's: which batch is where, and the open batch while it
+ * grows. A batch that is committing or settled is read by both threads and changed by neither,
+ * until the owner has collected it (but for how long its commit took, which the committer notes
+ * before it is settled). The committer takes the open batch by itself as soon as it is free, if the
+ * owner has offered it: between two syncs the disk waits for nobody to wake up. It holds no lock
+ * across a system call, so the owner never waits for the disk behind its back: it waits only when
+ * it reads a record back to confirm a match in the index, which may meet a page that is not in
+ * memory.
  */
 #include "store.h"
 #include "clock.h"
@@ -121,7 +122,7 @@ enum outcome {
 };
 
 struct store {
-    int dir_fd; /* holds the lock */
+    int dir_fd; /* it and the log are locked */
     int log_fd;
     int event_fd;
     struct table_key key;
@@ -459,13 +460,22 @@ static int open_dir(struct store *store, const char *dir, struct log_failure why
     return store->dir_fd < 0 ? log_fail(why, "%s", strerror(errno)) : 0;
 }
 
-static int lock_dir(struct store *store, struct log_failure why) {
-    if (flock(store->dir_fd, LOCK_EX | LOCK_NB) == 0) return 0;
+/* The directory's lock is there before the log is. The log's own is for a log that is in two
+ * directories, by a hard link or a mount. */
+static int lock(int fd, struct log_failure why) {
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return 0;
     return log_fail(why, "%s",
                     errno == EWOULDBLOCK ? "in use by another roomkeyd" : strerror(errno));
 }
 
 /* ------------------------------------------------------------------------ the committer */
+
+/* Whether the log still has a name. Somebody may have put another one in its place while we run:
+ * what is written to a file without a name is on disk, and gone with this process. */
+static bool is_still_there(const struct store *store) {
+    struct stat status;
+    return fstat(store->log_fd, &status) < 0 || status.st_nlink > 0;
+}
 
 /* One batch onto the disk. Reports what goes wrong, and cuts the log back to where the batch
  * began. */
@@ -477,6 +487,11 @@ static enum outcome commit(struct store *store, const struct batch *batch) {
     if (result == 0 && !batch->is_seal) {
         call = "fdatasync";
         result = log_sync_data(store->log_fd);
+    }
+    if (result == 0 && !is_still_there(store)) {
+        fprintf(stderr, "roomkeyd: %s: has been removed: sets are refused until restart\n",
+                LOG_NAME);
+        return DISK_FAILED;
     }
     if (result == 0) {
         if (store->is_short_of_space && !batch->is_seal) {
@@ -669,9 +684,10 @@ struct store *store_open(const char *dir, char *why, size_t why_size) {
     char reason[256];
     struct log_failure failure = {reason, sizeof reason};
     struct store *store = make_store(failure);
-    if (store && open_dir(store, dir, failure) == 0 && lock_dir(store, failure) == 0 &&
+    if (store && open_dir(store, dir, failure) == 0 && lock(store->dir_fd, failure) == 0 &&
         (store->log_fd = log_open(store->dir_fd, failure)) >= 0 &&
-        replay_log(store, failure) == 0 && start_committer(store, failure) == 0)
+        lock(store->log_fd, failure) == 0 && replay_log(store, failure) == 0 &&
+        start_committer(store, failure) == 0)
         return store;
     snprintf(why, why_size, "%s: %s", dir, reason);
     if (store) store_close(store);

@@ -397,6 +397,46 @@ def test_a_second_server_while_the_first_is_stopped(serve):
     serve().info("room").is_json(200, room_info("room", "c", "key"))
 
 
+def test_a_log_in_two_directories_has_one_server(serve, tmp_path):
+    """By a hard link, as `cp -al` makes it; the directories' locks are two."""
+    server = serve()
+    server.set("room", "key").is_json(200, SUCCESS)
+    write_data(tmp_path / "linked")
+    os.link(server.directory / "keys.log", tmp_path / "linked/keys.log")
+    fails_to_start(tmp_path / "linked", "in use by another roomkeyd")
+    server.set("later", "key").is_json(200, SUCCESS)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_log_that_is_gone_takes_no_sets(serve, is_replaced):
+    """What is written to a file without a name would be gone with the server."""
+    server = serve()
+    server.expected_stderr, server.expected_exit = "keys.log: has been removed", 1
+    server.set("before", "key").is_json(200, SUCCESS)
+    log = server.directory / "keys.log"
+    if is_replaced:
+        (server.directory / "new").write_bytes(log.read_bytes())
+        (server.directory / "new").rename(log)
+    else:
+        log.unlink()
+    server.set("room", "key").is_json(503, STORAGE_UNAVAILABLE)
+    assert server.ask(HEALTHZ).status == 503
+    server.info("before").is_json(200, room_info("before", "c", "key"))
+    server.stop()
+
+
+def test_an_http_1_0_client_may_go_on_after_a_set_has_failed(serve):
+    """The 503 confirms that the connection persists, as every other reply does."""
+    server = serve(**tampered("fdatasync:error=EIO:when=2+"))
+    server.expected_stderr, server.expected_exit = "keys.log", 1
+    old = set_request("room", "key").replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\nConnection: keep-alive\r\n")
+    with server.client() as client:
+        for status in (200, 503):
+            reply = client.ask(old.replace(b'"room"', b'"roo%d"' % (status % 7)))
+            assert (reply.status, reply.field("Connection")) == (status, "keep-alive")
+        assert client.ask(HEALTHZ).status == 503
+
+
 @pytest.mark.parametrize("state", ["no log", "empty log", "a log", "a torn log"])
 def test_a_read_only_file_system(serve, tmp_path, state):
     data = tmp_path / "data"
