@@ -1,5 +1,5 @@
 /*
- * access_log.h: a line for every request, in Combined Log Format, that never makes anybody wait.
+ * access_log.h: a line for every request, in Combined Log Format, that never waits for its reader.
  *
  * A line is made when its request is answered and added when the reply is certain, which for a set
  * is later. Lines gather in a buffer that is written once a pass of the loop. Where the reader is
@@ -38,7 +38,8 @@ char *access_log_line(int fd, const struct http_request *request, struct slice u
 /* Adds a line; drops it if there is no room for it or it is NULL. */
 void access_log_add(struct access_log *log, const char *line, int status, size_t body_bytes);
 
-/* Writes what can be written at once. Never blocks. */
+/* Writes what can be written at once. Never waits for a reader; a regular file may wait for its
+ * disk. */
 void access_log_write(struct access_log *log);
 
 #endif

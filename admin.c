@@ -206,7 +206,8 @@ static int print_record(void *context, const struct store_record *record, uint64
 }
 
 /* Two passes: the first finds out how far the log is whole and syncs it, the second prints that
- * far. So nothing is printed that a crash could take back. */
+ * far. So nothing is printed that a crash could take back, as long as the disk keeps its word: after
+ * a sync that has failed under a running server, the batch that it refused may still be read. */
 static int export(const struct arguments *arguments) {
     char why[WHY_BYTES];
     struct store_inspection first = {.visit = NULL};

@@ -4,7 +4,8 @@
  *     text --parse_address--> struct address --bind_and_listen--> descriptor --describe--> text
  *                                                     systemd's --> descriptor --describe--> text
  *
- * It knows addresses, Unix socket files and what systemd passes, and neither epoll nor connections.
+ * It knows addresses, Unix socket files, what systemd passes and how to connect to a listener, and
+ * not epoll.
  * What it refuses: host names (which address would be meant is the operator's to say) and ports
  * past 65535.
  */

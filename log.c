@@ -345,8 +345,8 @@ void log_look_inside(struct log_reader *reader, const struct log_span *span) {
 
 void log_give_to_owner(int dir_fd, int fd) {
     struct stat status;
-    bool is_known = geteuid() == 0 && fstat(dir_fd, &status) == 0;
-    if (is_known && fchown(fd, status.st_uid, status.st_gid) < 0) return;
+    bool is_another = geteuid() == 0 && fstat(dir_fd, &status) == 0 && status.st_uid != 0;
+    if (is_another && fchown(fd, status.st_uid, status.st_gid) < 0) return;
 }
 
 /* Makes the log, complete with its first line, or not at all. */

@@ -1,9 +1,9 @@
 /*
- * main.c: the process: options, signals, listening sockets, and the event loop.
+ * main.c: the process: options, signals, and the event loop.
  *
  * One thread serves all connections with level-triggered epoll. A pass of the loop is a fixed
- * sequence of phases, and the order of two of them is the server's promise: a reply is written only
- * after the batch that it rests on has been collected from the store, where it is on disk.
+ * sequence of phases. That a reply waits for the disk is not left to their order: while a connection
+ * has a ticket, its reply is not sent (conn.c, 1), and only collect settles tickets.
  *
  *     wait -> collect -> accept -> read -> deadlines -> hand over -> write -> close
  *      |         |          |       |          |            |           |        `- free the closed
@@ -11,7 +11,7 @@
  *      |         |          |       |          |            `- the open batch to the committer
  *      |         |          |       |          `- 408 or close for those who were not ready
  *      |         |          |       `- receive, parse, apply; replies gather per connection
- *      |         |          `- new connections, a bounded number
+ *      |         |          `- signals, reloads; new connections, a bounded number
  *      |         `- settled tickets: their connections go on
  *      `- the only place that sleeps
  *
@@ -230,8 +230,8 @@ static void close_listeners(struct server *server) {
     server->is_resting = false;
 }
 
-/* The first SIGTERM or SIGINT: whoever has connected by now is served to the end, nobody else
- * is. */
+/* The first SIGTERM or SIGINT, or a listener that was shut down: whoever has connected by now is
+ * still served, for as long as DRAIN_MS and CONN_LAST_CALL_MS say, and nobody else is. */
 static void start_draining(struct server *server) {
     notify("STOPPING=1");
     for (int i = 0; i < server->listening_count; i++)
@@ -298,8 +298,8 @@ static bool collect_commits(struct server *server) {
 
 /* While sets wait for the disk nothing is urgent. Whoever else wants this processor goes first: a
  * client most likely, whose next requests will then be found together. Not so where a batch has just
- * been answered: to have given way once more costs the processor at every later reply, as soon as it
- * wakes a client. */
+ * been answered: whoever gives way is next in line behind everybody, so each of the replies that
+ * follow would wake a client that takes the processor at once. */
 static void give_way(const struct server *server, bool has_settled) {
     if (server->conns.lists[CONN_COMMIT].first && !has_settled) sched_yield();
 }
@@ -584,7 +584,8 @@ static const char HELP[] =
     "  --help, --version     print this, or the version, and exit\n"
     "\n"
     "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
-    "and rooms, reopens the access log. Exit: 0 stopped, 1 no start or failed disk, 2 bad usage.\n";
+    "and rooms, reopens the access log. Exit code: 0 stopped, 1 no start, failed disk or second\n"
+    "signal, 2 bad usage.\n";
 
 __attribute__((format(printf, 1, 2))) static int usage_error(const char *format, ...) {
     va_list args;

@@ -29,7 +29,7 @@ def room_of(line):
 
 def main():
     """Reads everything before anything is printed."""
-    wanted = {int(word) for word in sys.argv[1:]}
+    wanted = {int(word) if word.isdecimal() else SLOTS for word in sys.argv[1:]}
     if not wanted or not wanted <= set(range(SLOTS)):
         sys.exit(f"usage: slots.py SLOT... <rooms; a slot is 0 to {SLOTS - 1}")
     found = []
