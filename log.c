@@ -31,7 +31,7 @@ int log_fail(struct log_failure why, const char *format, ...) {
     return -1;
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PORTABLE)
 __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(struct slice bytes) {
     uint64_t crc = 0xFFFFFFFF;
     for (; bytes.n >= 8; bytes.p += 8, bytes.n -= 8) {
@@ -47,7 +47,7 @@ __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(struct slice byte
 
 /* CRC-32C (Castagnoli): the reflected polynomial 0x82F63B78, as in RFC 3720, appendix B.4. */
 static uint32_t crc32c(struct slice bytes) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PORTABLE)
     if (__builtin_cpu_supports("sse4.2")) return crc32c_sse42(bytes);
 #endif
     static const uint32_t nibble[16] = {0x00000000, 0x105EC76F, 0x20BD8EDE, 0x30E349B1,

@@ -48,7 +48,7 @@ static void store(unsigned char *p, uint32_t x) {
 }
 
 /* Only gcc, since clang 14 cannot be asked whether the processor has them. */
-#if defined(__x86_64__) && !defined(__clang__) && !defined(SHA256_PORTABLE)
+#if defined(__x86_64__) && !defined(__clang__) && !defined(PORTABLE)
 #include <immintrin.h>
 #define WITH_EXTENSIONS 1
 

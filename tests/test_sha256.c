@@ -18,7 +18,7 @@
 
 #include <cmocka.h>
 
-#define SHA256_PORTABLE
+#define PORTABLE
 #define sha256 sha256_portable
 #include "../sha256.c"
 #undef sha256
