@@ -19,30 +19,24 @@
  */
 #define JSON_DEFINES_JSMN
 #include "json.h"
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-
-#define NOWHERE SIZE_MAX
 
 /* ---- The scan -------------------------------------------------------------------------------- */
 
 #define END (-1) /* what stands behind the last byte */
 
-/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). From A_VALUE_OR_CLOSE on the
- * bracket or brace may close too. */
+/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). An item is a value, in an object
+ * with its name. */
 enum expected {
-    A_VALUE,
-    A_NAME,
-    A_VALUE_OR_CLOSE, /* just after [ */
-    A_NAME_OR_CLOSE,  /* just after { */
-    A_COMMA_OR_CLOSE, /* after a value; at depth 0, the end */
+    AN_ITEM,          /* at the start, or after a comma */
+    AN_ITEM_OR_CLOSE, /* just after [ or { */
+    A_COMMA_OR_CLOSE, /* after an item */
 };
 
 struct scan {
     struct slice text;
     size_t pos;
-    size_t tokens;    /* strings, numbers, literals, objects and arrays: what jsmn will count */
+    unsigned tokens;  /* strings, numbers, literals, objects and arrays: what jsmn will count */
     const char *why;  /* NULL, or what is wrong at .pos */
     uint64_t nesting; /* bit 0 is the innermost level: 1 an object, 0 an array */
     unsigned depth;
@@ -81,16 +75,14 @@ int json_hex_value(int c) {
     return letter >= 'a' && letter <= 'f' ? letter - 'a' + 10 : -1;
 }
 
+/* What stands behind a backslash. */
 static bool scan_escape(struct scan *scan) {
-    scan->pos++;
+    static const char letters[] = "\"\\/bfnrtu";
     int c = peek(scan);
-    if (c == END || strchr("\"\\/bfnrtu", c) == NULL || c == '\0')
-        return fail(scan, "invalid escape");
+    if (memchr(letters, c, strlen(letters)) == NULL) return fail(scan, "invalid escape");
     scan->pos++;
-    for (int digits = c == 'u' ? 4 : 0; digits > 0; digits--) {
+    for (int digits = c == 'u' ? 4 : 0; digits > 0; digits--, scan->pos++)
         if (json_hex_value(peek(scan)) < 0) return fail(scan, "invalid escape");
-        scan->pos++;
-    }
     return true;
 }
 
@@ -103,21 +95,17 @@ static size_t plain_run(struct slice text) {
     return n;
 }
 
-static bool scan_utf8(struct scan *scan) {
-    size_t n = slice_utf8(scan_rest(scan));
-    scan->pos += n;
-    return n > 0 || fail(scan, "invalid UTF-8");
-}
-
 static bool scan_string(struct scan *scan) {
-    scan->tokens++;
     scan->pos++;
     for (;;) {
         scan->pos += plain_run(scan_rest(scan));
         if (skip(scan, '"')) return true;
         int c = peek(scan);
+        size_t n = slice_utf8(scan_rest(scan));
         if (c < 0x20) return fail(scan, "unescaped control character");
-        if (!(c == '\\' ? scan_escape(scan) : scan_utf8(scan))) return false;
+        if (n == 0) return fail(scan, "invalid UTF-8");
+        scan->pos += n;
+        if (c == '\\' && !scan_escape(scan)) return false;
     }
 }
 
@@ -129,7 +117,6 @@ static bool scan_digits(struct scan *scan) {
 
 /* Section 6: no leading zeros, no plus sign, digits on both sides of the point. */
 static bool scan_number(struct scan *scan) {
-    scan->tokens++;
     skip(scan, '-');
     if (!skip(scan, '0') && !scan_digits(scan)) return false;
     if (skip(scan, '.') && !scan_digits(scan)) return false;
@@ -139,7 +126,6 @@ static bool scan_number(struct scan *scan) {
 }
 
 static bool scan_literal(struct scan *scan, const char *literal) {
-    scan->tokens++;
     for (; *literal != '\0'; literal++, scan->pos++)
         if (peek(scan) != *literal) return fail(scan, "expected true, false or null");
     return true;
@@ -147,23 +133,17 @@ static bool scan_literal(struct scan *scan, const char *literal) {
 
 static bool scan_open(struct scan *scan, bool is_object) {
     if (scan->depth == JSON_MAX_DEPTH) return fail(scan, "nesting too deep");
-    if (scan->tokens++ == 0) scan->is_object = is_object;
+    if (scan->tokens == 1) scan->is_object = is_object;
     scan->pos++;
     scan->depth++;
     scan->nesting = scan->nesting << 1 | is_object;
-    scan->expected = is_object ? A_NAME_OR_CLOSE : A_VALUE_OR_CLOSE;
-    return true;
-}
-
-static bool scan_close(struct scan *scan) {
-    scan->pos++;
-    scan->depth--;
-    scan->nesting >>= 1;
-    scan->expected = A_COMMA_OR_CLOSE;
+    scan->expected = AN_ITEM_OR_CLOSE;
     return true;
 }
 
 static bool scan_value(struct scan *scan) {
+    skip_space(scan); /* behind a colon */
+    scan->tokens++;
     int c = peek(scan);
     if (c == '{' || c == '[') return scan_open(scan, c == '{');
     scan->expected = A_COMMA_OR_CLOSE;
@@ -176,57 +156,39 @@ static bool scan_value(struct scan *scan) {
 
 static bool scan_name(struct scan *scan) {
     if (peek(scan) != '"') return fail(scan, "expected a name in quotes");
+    scan->tokens++;
     if (!scan_string(scan)) return false;
     skip_space(scan);
-    scan->expected = A_VALUE;
     return skip(scan, ':') || fail(scan, "expected a colon");
-}
-
-static bool scan_comma(struct scan *scan, bool in_object) {
-    if (scan->depth == 0) return fail(scan, "text after the value");
-    scan->expected = in_object ? A_NAME : A_VALUE;
-    return skip(scan, ',') || fail(scan, in_object ? "expected a comma or a closing brace"
-                                                   : "expected a comma or a closing bracket");
 }
 
 static bool scan_next(struct scan *scan) {
     bool in_object = scan->nesting & 1;
-    bool may_close = scan->depth > 0 && scan->expected >= A_VALUE_OR_CLOSE;
-    if (may_close && peek(scan) == (in_object ? '}' : ']')) return scan_close(scan);
-    if (scan->expected == A_COMMA_OR_CLOSE) return scan_comma(scan, in_object);
-    bool wants_name = scan->expected == A_NAME || scan->expected == A_NAME_OR_CLOSE;
-    return wants_name ? scan_name(scan) : scan_value(scan);
+    if (scan->expected != AN_ITEM && skip(scan, in_object ? '}' : ']')) {
+        scan->depth--;
+        scan->nesting >>= 1;
+        scan->expected = A_COMMA_OR_CLOSE;
+        return true;
+    }
+    if (scan->expected == A_COMMA_OR_CLOSE) {
+        scan->expected = AN_ITEM;
+        return skip(scan, ',') || fail(scan, in_object ? "expected a comma or a closing brace"
+                                                       : "expected a comma or a closing bracket");
+    }
+    return (!in_object || scan_name(scan)) && scan_value(scan);
 }
 
 /* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. */
 static bool scan_json(struct scan *scan) {
+    skip_space(scan);
     do {
+        if (!scan_next(scan)) return false;
         skip_space(scan);
-        bool is_whole = scan->expected == A_COMMA_OR_CLOSE && scan->depth == 0;
-        if (is_whole && peek(scan) == END) return true;
-    } while (scan_next(scan));
-    return false;
+    } while (scan->depth > 0);
+    return peek(scan) == END || fail(scan, "text after the value");
 }
 
 /* ---- Tokens ---------------------------------------------------------------------------------- */
-
-/* Lets jsmn split an object into as many tokens as the scan has counted. */
-static enum json_result split(struct json *json) {
-    unsigned room = (unsigned)json->_token_count;
-    if (room > JSON_FEW_TOKENS) json->_tokens = malloc(room * sizeof *json->_tokens);
-    if (json->_tokens == NULL) return JSON_NO_MEMORY;
-    json->root = json->_tokens;
-    jsmn_parser parser;
-    jsmn_init(&parser);
-    int count = jsmn_parse(&parser, json->_text.p, json->_text.n, json->_tokens, room);
-    if (count == (int)room) return JSON_OK;
-    /* It cannot come to this, so no test does: jsmn refuses stray bytes, bad escapes, brackets that
-     * do not match, values in place of names, and more tokens than it has room for; the scan let
-     * none pass. */
-    json_free(json);
-    json->why = "unknown structure";
-    return JSON_INVALID;
-}
 
 enum json_result json_read(struct json *json, struct slice text) {
     struct scan scan = {.text = text};
@@ -238,7 +200,22 @@ enum json_result json_read(struct json *json, struct slice text) {
     json->_tokens = json->_few;
     json->_token_count = scan.tokens;
     if (!valid) return JSON_INVALID;
-    return scan.is_object ? split(json) : JSON_OK; /* nothing else has members to be asked for */
+    if (!scan.is_object) return JSON_OK; /* nothing else has members to be asked for */
+
+    /* Let jsmn split it, into as many tokens as the scan has counted. */
+    if (scan.tokens > JSON_FEW_TOKENS) json->_tokens = malloc(scan.tokens * sizeof *json->_tokens);
+    if (json->_tokens == NULL) return JSON_NO_MEMORY;
+    json->root = json->_tokens;
+    jsmn_parser parser;
+    jsmn_init(&parser);
+    int count = jsmn_parse(&parser, text.p, text.n, json->_tokens, scan.tokens);
+    if (count == (int)scan.tokens) return JSON_OK;
+    /* It cannot come to this, so no test does: jsmn refuses stray bytes, bad escapes, brackets that
+     * do not match, values in place of names, and more tokens than it has room for; the scan let
+     * none pass. */
+    json_free(json);
+    json->why = "unknown structure";
+    return JSON_INVALID;
 }
 
 void json_free(struct json *json) {
@@ -265,10 +242,9 @@ enum json_type json_type(const struct json *json, const jsmntok_t *value) {
 const jsmntok_t *json_next(const struct json *json, const jsmntok_t *array,
                            const jsmntok_t *previous) {
     const jsmntok_t *end = json->_tokens + json->_token_count;
-    const int parent = (int)(array - json->_tokens);
     const jsmntok_t *token = previous != NULL ? previous : array;
     while (++token < end && token->start < array->end)
-        if (token->parent == parent) return token;
+        if (json->_tokens + token->parent == array) return token;
     return NULL;
 }
 
@@ -288,10 +264,7 @@ static void put_code_point(struct decoded *out, unsigned c) {
     unsigned bytes = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     unsigned shift = 6 * (bytes - 1);
     put(out, bytes == 1 ? c : (0xF00 >> bytes & 0xFF) | c >> shift);
-    while (shift > 0) {
-        shift -= 6;
-        put(out, 0x80 | (c >> shift & 0x3F));
-    }
+    for (; shift > 0; shift -= 6) put(out, 0x80 | (c >> (shift - 6) & 0x3F));
 }
 
 /* The UTF-16 code unit of the \uXXXX at the beginning of text, or 0 if there is none. */
@@ -302,10 +275,15 @@ static unsigned unicode_escape(struct slice text) {
     return unit;
 }
 
-/* Decodes the escape at the beginning of text. Returns its length in bytes, or 0 for a surrogate
- * without its other half: grammatical (RFC 8259, section 8.2) but no character, so in no ID. */
-static size_t decode_escape(struct slice text, struct decoded *out) {
+/* Decodes what text begins with: a byte or an escape. Returns its length in bytes, or 0 for a
+ * surrogate without its other half: grammatical (RFC 8259, section 8.2) but no character, so in no
+ * ID. */
+static size_t decode_one(struct slice text, struct decoded *out) {
     static const char letters[] = "b\bf\fn\nr\rt\t";
+    if (text.p[0] != '\\') {
+        put(out, (unsigned char)text.p[0]);
+        return 1;
+    }
     if (text.p[1] != 'u') {
         const char *letter = strchr(letters, text.p[1]);
         put(out, (unsigned char)(letter != NULL ? letter[1] : text.p[1]));
@@ -322,33 +300,22 @@ static size_t decode_escape(struct slice text, struct decoded *out) {
     return 12;
 }
 
-/* Decodes what stands between a string's quotes; the scan has proved it. Returns the offset of the
- * first lone surrogate in it, where decoding ends, or NOWHERE. */
+/* Decodes what stands between a string's quotes; the scan has proved it. Returns how much of it: all
+ * but what begins with the first lone surrogate. */
 static size_t decode(struct slice text, struct decoded *out) {
-    for (size_t i = 0; i < text.n;) {
-        size_t n = 1;
-        if (text.p[i] == '\\')
-            n = decode_escape((struct slice){text.p + i, text.n - i}, out);
-        else
-            put(out, (unsigned char)text.p[i]);
-        if (n == 0) return i;
-        i += n;
-    }
-    return NOWHERE;
-}
-
-static bool has_escapes(struct slice text) {
-    return text.n > 0 && memchr(text.p, '\\', text.n) != NULL;
+    size_t done = 0;
+    for (size_t n = 1; n > 0 && done < text.n; done += n)
+        n = decode_one((struct slice){text.p + done, text.n - done}, out);
+    return done;
 }
 
 struct slice json_string(struct json *json, const jsmntok_t *string, char *buffer, size_t size) {
     if (json_type(json, string) != JSON_STRING) return (struct slice){"", 0};
     struct slice text = token_text(json, string);
-    if (!has_escapes(text)) return text;
+    if (memchr(text.p, '\\', text.n) == NULL) return text;
     struct decoded out = {buffer, 0, size};
-    size_t lone = decode(text, &out);
-    if (lone != NOWHERE) {
-        size_t at = (size_t)string->start + lone;
+    size_t done = decode(text, &out), at = (size_t)string->start + done;
+    if (done < text.n) {
         if (json->why == NULL || at < json->at) json->at = at;
         json->why = "lone surrogate";
     }
@@ -359,10 +326,10 @@ struct slice json_string(struct json *json, const jsmntok_t *string, char *buffe
  * longer. */
 static bool is_named(struct slice written, struct slice name) {
     if (written.n <= name.n) return slice_equal(written, name);
-    if (!has_escapes(written)) return false;
+    if (memchr(written.p, '\\', written.n) == NULL) return false;
     char bytes[ID_MAX_BYTES];
     struct decoded out = {bytes, 0, sizeof bytes};
-    return decode(written, &out) == NOWHERE && slice_equal((struct slice){bytes, out.n}, name);
+    return decode(written, &out) == written.n && slice_equal((struct slice){bytes, out.n}, name);
 }
 
 const jsmntok_t *json_member(const struct json *json, const jsmntok_t *object, struct slice name) {
@@ -383,14 +350,13 @@ size_t json_quote(struct slice text, char *out) {
     *end++ = '"';
     for (size_t i = 0; i < text.n; i++) {
         unsigned char c = (unsigned char)text.p[i];
-        if (c < 0x80 && letters[c] != 0) {
-            *end++ = '\\';
-            *end++ = letters[c];
-        } else if (c < 0x20) {
-            end += snprintf(end, sizeof "\\u0000", "\\u%04x", c);
-        } else {
-            *end++ = (char)c;
+        char letter = c < 0x80 ? letters[c] : '\0';
+        if (letter || c < 0x20) *end++ = '\\';
+        if (!letter && c < 0x20) { /* \u00XX */
+            end = stpcpy(end, c < 0x10 ? "u000" : "u001");
+            letter = "0123456789abcdef"[c % 16];
         }
+        *end++ = letter ? letter : (char)c;
     }
     *end++ = '"';
     return (size_t)(end - out);
