@@ -17,10 +17,7 @@
  */
 #include "metrics.h"
 #include "clock.h"
-
-#include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
+#include "text.h"
 
 #define FIRST_BOUND_US 64 /* of durations; the last one before infinity is 4.2 s */
 #define US_PER_S       1000000
@@ -37,10 +34,9 @@ static void observe(struct histogram *histogram, uint64_t first_bound, uint64_t 
 }
 
 void metrics_count(struct metrics *metrics, const struct metrics_request *request) {
-    uint64_t us = (uint64_t)(clock_us() - request->begun_us);
     metrics->requests[request->endpoint][request->status]++;
     metrics->existing += request->exists && request->status == 400;
-    observe(&metrics->durations, FIRST_BOUND_US, us);
+    observe(&metrics->durations, FIRST_BOUND_US, (uint64_t)(clock_us() - request->begun_us));
 }
 
 void metrics_count_commit(struct metrics *metrics, uint64_t sets, int64_t us) {
@@ -50,67 +46,55 @@ void metrics_count_commit(struct metrics *metrics, uint64_t sets, int64_t us) {
 
 /* ------------------------------------------------------------------------ text */
 
-#define NUMBER  "%" PRIu64
-#define DECIMAL NUMBER ".%06" PRIu64
+/* Adds strings. All that there can be has room: see METRICS_TEXT_BYTES. */
+#define put(m, ...)                                                                                \
+    ((m)->text_size +=                                                                             \
+     text_join((m)->text + (m)->text_size, sizeof(m)->text - (m)->text_size, __VA_ARGS__))
 
-__attribute__((format(printf, 2, 3))) static void put(struct metrics *metrics, const char *format,
-                                                      ...) {
-    size_t space = sizeof metrics->text - metrics->text_size;
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(metrics->text + metrics->text_size, space, format, args);
-    va_end(args);
-    if ((size_t)n < space) metrics->text_size += (size_t)n;
+static void put_family(struct metrics *m, const char *name, const char *type, const char *help) {
+    put(m, "# HELP ", name, " ", help, "\n# TYPE ", name, " ", type, "\n");
 }
 
-static void put_family(struct metrics *metrics, const char *name, const char *type,
-                       const char *help) {
-    put(metrics, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+static void put_value(struct metrics *m, const char *name, const char *help, uint64_t value) {
+    put_family(m, name, strstr(name, "_total") ? "counter" : "gauge", help);
+    put(m, name, " ", DECIMAL(value), "\n");
 }
 
-static void put_value(struct metrics *metrics, const char *name, const char *help, uint64_t value) {
-    bool is_total = strcmp(name + strlen(name) - strlen("_total"), "_total") == 0;
-    put_family(metrics, name, is_total ? "counter" : "gauge", help);
-    put(metrics, "%s " NUMBER "\n", name, value);
-}
-
-static void put_histogram(struct metrics *metrics, const char *name, const char *help,
+static void put_histogram(struct metrics *m, const char *name, const char *help,
                           const struct histogram *histogram) {
-    bool is_time = histogram != &metrics->batches;
-    uint64_t bound = is_time ? FIRST_BOUND_US : 1, unit = is_time ? US_PER_S : 1, count = 0;
-    put_family(metrics, name, "histogram", help);
-    for (size_t i = 0; i < METRICS_BUCKETS - 1; i++, bound *= 2)
-        put(metrics, "%s_bucket{le=\"" DECIMAL "\"} " NUMBER "\n", name, bound / unit, bound % unit,
-            count += histogram->counts[i]);
+    bool is_time = histogram != &m->batches;
+    uint64_t bound = is_time ? FIRST_BOUND_US : 1, unit = is_time ? US_PER_S : 1;
+    uint64_t count = 0, sum = histogram->sum;
+    put_family(m, name, "histogram", help);
+    for (size_t i = 0; i < METRICS_BUCKETS - 1; i++, bound *= 2) {
+        count += histogram->counts[i];
+        put(m, name, "_bucket{le=\"", DECIMAL(bound / unit), ".", PADDED(bound % unit, 6), "\"} ",
+            DECIMAL(count), "\n");
+    }
     count += histogram->counts[METRICS_BUCKETS - 1];
-    put(metrics, "%s_bucket{le=\"+Inf\"} " NUMBER "\n%s_count " NUMBER "\n%s_sum " DECIMAL "\n",
-        name, count, name, count, name, histogram->sum / unit, histogram->sum % unit);
+    put(m, name, "_bucket{le=\"+Inf\"} ", DECIMAL(count), "\n");
+    put(m, name, "_count ", DECIMAL(count), "\n");
+    put(m, name, "_sum ", DECIMAL(sum / unit), ".", PADDED(sum % unit, 6), "\n");
 }
 
-static void put_requests(struct metrics *metrics) {
+static void put_requests(struct metrics *m) {
     const char *name = "roomkeyd_http_requests_total";
-    put_family(metrics, name, "counter", "Requests; code 499: the client had gone.");
-    for (int at = 0; at < ENDPOINTS; at++)
-        for (int status = 100; status < 600; status++)
-            if (metrics->requests[at][status] > 0)
-                put(metrics, "%s{endpoint=\"%s\",code=\"%d\"} " NUMBER "\n", name, endpoints[at],
-                    status, metrics->requests[at][status]);
+    put_family(m, name, "counter", "Requests; code 499: the client had gone.");
+    for (size_t at = 0; at < ENDPOINTS; at++)
+        for (unsigned status = 100; status < 600; status++)
+            if (m->requests[at][status] > 0)
+                put(m, name, "{endpoint=\"", endpoints[at], "\",code=\"", DECIMAL(status), "\"} ",
+                    DECIMAL(m->requests[at][status]), "\n");
 }
 
-/* Their statuses say what came of sets, but for one that two outcomes share. */
-static void put_sets(struct metrics *metrics) {
-    static const char *const outcomes[] = {"success",      "already_exists",      "invalid",
-                                           "unauthorized", "storage_unavailable", "client_gone"};
-    const char *name = "roomkeyd_sets_total";
-    static const unsigned statuses[] = {200, 400, 415, 401, 503, 499};
-    const uint64_t *set = metrics->requests[AT_SET], *call = metrics->requests[AT_CALL];
-    uint64_t by[6];
-    for (size_t i = 0; i < 6; i++) by[i] = set[statuses[i]] + call[statuses[i]];
-    by[2] += by[1] - metrics->existing;
-    by[1] = metrics->existing;
-    put_family(metrics, name, "counter", "Sets of a key ID, by what came of them.");
-    for (size_t i = 0; i < 6; i++)
-        put(metrics, "%s{outcome=\"%s\"} " NUMBER "\n", name, outcomes[i], by[i]);
+/* Both endpoints' requests with a status: it says what came of a set, but for one that two outcomes
+ * share. */
+static uint64_t sets(const struct metrics *m, unsigned status) {
+    return m->requests[AT_SET][status] + m->requests[AT_CALL][status];
+}
+
+static void put_outcome(struct metrics *m, const char *outcome, uint64_t count) {
+    put(m, "roomkeyd_sets_total{outcome=\"", outcome, "\"} ", DECIMAL(count), "\n");
 }
 
 struct slice metrics_text(struct metrics *m) {
@@ -126,7 +110,13 @@ struct slice metrics_text(struct metrics *m) {
     put_value(m, "roomkeyd_access_log_dropped_total", "Access log lines dropped.",
               m->lines_dropped);
     put_requests(m);
-    put_sets(m);
+    put_family(m, "roomkeyd_sets_total", "counter", "Sets of a key ID, by what came of them.");
+    put_outcome(m, "success", sets(m, 200));
+    put_outcome(m, "already_exists", m->existing);
+    put_outcome(m, "invalid", sets(m, 400) + sets(m, 415) - m->existing);
+    put_outcome(m, "unauthorized", sets(m, 401));
+    put_outcome(m, "storage_unavailable", sets(m, 503));
+    put_outcome(m, "client_gone", sets(m, 499));
     put_histogram(m, "roomkeyd_http_request_duration_seconds", "Request to reply.", &m->durations);
     put_histogram(m, "roomkeyd_commit_duration_seconds", "Write and sync.", &m->commits);
     put_histogram(m, "roomkeyd_commit_batch_size", "Sets in a batch.", &m->batches);
