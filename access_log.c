@@ -23,22 +23,23 @@
  * regular file may still wait for its disk, as any write does that finds too many unwritten pages.
  */
 #include "access_log.h"
+#include "text.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #define FIXED_BYTES 256 /* of a line: address, date, quotes; more than enough */
 
-/* Something is wrong, and may be for long. */
-static void tell(struct access_log *log, const char *why) {
-    if (!log->is_told) fprintf(stderr, "roomkeyd: access log: %s: %s\n", log->path, why);
+/* Something is wrong, and may be for long. Always returns -1. */
+static int complain(struct access_log *log, const char *why) {
+    if (!log->is_told) tell("access log: ", log->path, ": ", why);
     log->is_told = true;
+    return -1;
 }
 
 static bool is_shared(const struct access_log *log) { return strcmp(log->path, "-") == 0; }
@@ -47,10 +48,7 @@ int access_log_open(struct access_log *log) {
     const int flags = O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
     if (!log->path) return 0;
     int fd = is_shared(log) ? STDOUT_FILENO : open(log->path, flags, 0640);
-    if (fd < 0) {
-        tell(log, strerror(errno));
-        return -1;
-    }
+    if (fd < 0) return complain(log, strerror(errno));
     if (log->fd > STDERR_FILENO) close(log->fd);
     log->fd = fd;
     return 0;
@@ -71,14 +69,16 @@ static char *put_peer(char *out, int fd) {
 
 /* What a client sent, or "-". */
 static char *put_escaped(char *out, struct slice text) {
+    static const char digits[] = "0123456789abcdef";
     if (text.n == 0) return stpcpy(out, "-");
     for (size_t i = 0; i < text.n; i++) {
         unsigned char c = (unsigned char)text.p[i];
-        if (c == '"' || c == '\\') *out++ = '\\';
+        if (c == '"' || c == '\\' || c == '\t') *out++ = '\\';
+        if (c == '\t') c = 't';
         if (c >= ' ' && c <= '~')
             *out++ = (char)c;
         else
-            out += snprintf(out, sizeof "\\xHH", c == '\t' ? "\\t" : "\\x%02x", c);
+            out = stpcpy(out, (char[]){'\\', 'x', digits[c / 16], digits[c % 16], '\0'});
     }
     return out;
 }
@@ -94,8 +94,11 @@ char *access_log_line(int fd, const struct http_request *request, struct slice u
     char *line = malloc(FIXED_BYTES + 4 * (user.n + asked.n + referer.n + agent.n));
     if (!line) return NULL;
     char *out = put_escaped(stpcpy(put_peer(line, fd), " - "), user);
-    out += snprintf(out, FIXED_BYTES, " [%.2s/%.3s/%.4s:%.8s +0000] \"", date + 5, date + 8,
-                    date + 12, date + 17);
+    char *day = stpcpy(out, " ["); /* then 01 Jan 1970 00:00:00 GMT, mended */
+    memcpy(day, date + strlen("Thu, "), strlen("01 Jan 1970 00:00:00"));
+    day[2] = day[6] = '/';
+    day[11] = ':';
+    out = stpcpy(day + strlen("01/Jan/1970:00:00:00"), " +0000] \"");
     out = stpcpy(put_escaped(out, asked), "\"") + 1; /* the first string ends here */
     out = stpcpy(put_escaped(stpcpy(out, " \""), referer), "\" \"");
     stpcpy(put_escaped(out, agent), "\"\n");
@@ -105,30 +108,27 @@ char *access_log_line(int fd, const struct http_request *request, struct slice u
 /* ------------------------------------------------------------------------ the file */
 
 void access_log_add(struct access_log *log, const char *line, int status, size_t body_bytes) {
-    char sent[24] = "-"; /* as many as there are, or none */
-    size_t space = sizeof log->bytes - log->size, n = space;
-    if (body_bytes > 0) snprintf(sent, sizeof sent, "%zu", body_bytes);
+    char *end = log->bytes + log->size; /* where there is room for a NUL at least */
+    size_t n = 0;
     if (line)
-        n = (size_t)snprintf(log->bytes + log->size, space, "%s %d %s%s", line, status, sent,
-                             line + strlen(line) + 1);
-    if (n < space) {
+        n = text_join(end, sizeof log->bytes - log->size, line, " ", DECIMAL((unsigned)status), " ",
+                      body_bytes > 0 ? DECIMAL(body_bytes) : "-", line + strlen(line) + 1);
+    if (n > 0 && end[n - 1] == '\n') { /* which is only a line's last byte: it is whole */
         log->size += n;
         return;
     }
     log->dropped++;
-    tell(log, "lines are dropped: there is no room for them until others are written");
+    complain(log, "lines are dropped: there is no room for them until others are written");
 }
 
 void access_log_write(struct access_log *log) {
     struct pollfd ready = {.fd = log->fd, .events = POLLOUT};
-    size_t done = 0;
     if (log->size == 0) return;
-    while (done < log->size) {
+    size_t done = 0, most = is_shared(log) ? PIPE_BUF : log->size;
+    while (done < log->size && (!is_shared(log) || poll(&ready, 1, 0) == 1)) {
         size_t n = log->size - done;
-        if (is_shared(log) && n > PIPE_BUF) n = PIPE_BUF;
-        if (is_shared(log) && poll(&ready, 1, 0) != 1) break;
-        ssize_t written = write(log->fd, log->bytes + done, n);
-        if (written < 0 && errno != EAGAIN && errno != EINTR) tell(log, strerror(errno));
+        ssize_t written = write(log->fd, log->bytes + done, n < most ? n : most);
+        if (written < 0 && errno != EAGAIN && errno != EINTR) complain(log, strerror(errno));
         if (written < 0) break;
         done += (size_t)written;
     }
