@@ -38,9 +38,9 @@
  * chunk lines. Every refusal ends the connection, so none can be followed by a smuggled request.
  */
 #include "http.h"
+#include "text.h"
 
 #include <arpa/inet.h>
-#include <stdio.h>
 #include <strings.h>
 
 #define UNLIMITED SIZE_MAX
@@ -598,29 +598,24 @@ enum http_progress http_parse(struct http_request *request, char *buffer, size_t
 /* ---- Replies ------------------------------------------------------------------------------ */
 
 const char *http_reason(int status) {
-    static const struct {
-        int status;
-        const char *reason;
-    } reasons[] = {
-        {200, "OK"},
-        {204, "No Content"},
-        {400, "Bad Request"},
-        {401, "Unauthorized"},
-        {404, "Not Found"},
-        {405, "Method Not Allowed"},
-        {408, "Request Timeout"},
-        {413, "Content Too Large"},
-        {414, "URI Too Long"},
-        {415, "Unsupported Media Type"},
-        {417, "Expectation Failed"},
-        {431, "Request Header Fields Too Large"},
-        {501, "Not Implemented"},
-        {503, "Service Unavailable"},
-        {505, "HTTP Version Not Supported"},
-    };
-    for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
-        if (reasons[i].status == status) return reasons[i].reason;
-    return "";
+    switch (status) {
+    case 200: return "OK";
+    case 204: return "No Content";
+    case 400: return "Bad Request";
+    case 401: return "Unauthorized";
+    case 404: return "Not Found";
+    case 405: return "Method Not Allowed";
+    case 408: return "Request Timeout";
+    case 413: return "Content Too Large";
+    case 414: return "URI Too Long";
+    case 415: return "Unsupported Media Type";
+    case 417: return "Expectation Failed";
+    case 431: return "Request Header Fields Too Large";
+    case 501: return "Not Implemented";
+    case 503: return "Service Unavailable";
+    case 505: return "HTTP Version Not Supported";
+    default: return "";
+    }
 }
 
 /* Appends s at out and returns where the next byte goes. Inlined, so that for a literal it becomes
@@ -631,13 +626,8 @@ static inline char *append(char *out, struct slice s) {
 }
 
 static char *append_number(char *out, size_t number) {
-    char digits[20]; /* of 2^64 - 1 */
-    size_t i = sizeof(digits);
-    do {
-        digits[--i] = (char)('0' + number % 10);
-        number /= 10;
-    } while (number > 0);
-    return append(out, (struct slice){digits + i, sizeof(digits) - i});
+    char digits[TEXT_DIGITS_BYTES], *first = text_digits(digits, number, 1);
+    return append(out, (struct slice){first, (size_t)(digits + sizeof digits - 1 - first)});
 }
 
 static bool is_leap_year(unsigned year) {
@@ -648,27 +638,27 @@ static bool is_leap_year(unsigned year) {
  * process opens the time zone file. A clock outside 1970 to 9999, where the format ends, is shown
  * as the nearest date that there is. */
 void http_date(time_t now, char date[HTTP_DATE_BYTES]) {
-    static const char weekdays[] = "ThuFriSatSunMonTueWed"; /* 1 January 1970 was a Thursday */
-    static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    static const char weekdays[][4] = {"Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"};
+    static const char months[][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                     "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
     static const unsigned char month_days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     const int64_t last = 253402300799; /* Fri, 31 Dec 9999 23:59:59 GMT */
     int64_t clock = now < 0 ? 0 : (int64_t)now > last ? last : (int64_t)now;
     unsigned seconds = (unsigned)(clock % 86400), days = (unsigned)(clock / 86400);
-    size_t weekday = days % 7, month = 0;
-    unsigned year = 1970, length;
+    unsigned weekday = days % 7, year = 1970, month = 0, length; /* it began with a Thursday */
 
     for (; days >= (length = is_leap_year(year) ? 366 : 365); year++) days -= length;
     for (; days >= (length = month == 1 && is_leap_year(year) ? 29u : month_days[month]); month++)
         days -= length;
-
-    /* The two remainders only tell the compiler that it fits. */
-    snprintf(date, HTTP_DATE_BYTES, "%.3s, %02u %.3s %04u %02u:%02u:%02u GMT",
-             weekdays + 3 * weekday, (days + 1) % 100, months + 3 * month, year % 10000,
-             seconds / 3600, seconds / 60 % 60, seconds % 60);
+    text_join(date, HTTP_DATE_BYTES, weekdays[weekday], ", ", PADDED(days + 1, 2), " ",
+              months[month], " ", PADDED(year, 4), " ", PADDED(seconds / 3600, 2), ":",
+              PADDED(seconds / 60 % 60, 2), ":", PADDED(seconds % 60, 2), " GMT");
 }
 
 /* What a script may send beyond what every page may (Fetch, "CORS-safelisted request-header"). */
-#define CORS_FIELDS "Content-Type, X-User-Id, X-Auth-Token, X-Requested-With"
+#define CORS_FIELDS                                                                                \
+    "\r\nAccess-Control-Allow-Headers: Content-Type, X-User-Id, X-Auth-Token, X-Requested-With"    \
+    "\r\nAccess-Control-Allow-Methods: "
 
 /* Each line is begun with the CR LF of the one before it: one append fewer a line. */
 size_t http_write_reply(char *out, const struct http_reply *reply, const char *date) {
@@ -688,14 +678,10 @@ size_t http_write_reply(char *out, const struct http_reply *reply, const char *d
     if (reply->varies_by_origin) end = append(end, SLICE("\r\nVary: Origin"));
     if (reply->origin.n > 0)
         end = append(append(end, SLICE("\r\nAccess-Control-Allow-Origin: ")), reply->origin);
-    if (reply->origin.n > 0 && reply->allow && reply->status == 204) { /* to a preflight */
-        end = append(end, SLICE("\r\nAccess-Control-Allow-Headers: " CORS_FIELDS
-                                "\r\nAccess-Control-Allow-Methods: "));
-        end = append(end, slice_of(reply->allow));
-    }
-    if (reply->close)
-        end = append(end, SLICE("\r\nConnection: close"));
-    else if (reply->confirm_keep_alive)
+    if (reply->origin.n > 0 && reply->allow && reply->status == 204) /* to a preflight */
+        end = append(append(end, SLICE(CORS_FIELDS)), slice_of(reply->allow));
+    if (reply->close) end = append(end, SLICE("\r\nConnection: close"));
+    if (reply->confirm_keep_alive && !reply->close)
         end = append(end, SLICE("\r\nConnection: keep-alive"));
 
     end = append(end, SLICE("\r\n\r\n"));
