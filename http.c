@@ -467,23 +467,7 @@ static bool data(struct http_request *request, char *p, size_t n) {
     request->_body_size += bytes;
     request->_pos += bytes;
     request->_left -= bytes;
-    if (request->_left > 0) return false;
-    return go(request, request->_chunked ? CHUNK_END : WHOLE);
-}
-
-/* The last chunk, of size 0, is followed by the trailers. */
-static bool end_chunk_line(struct http_request *request) {
-    request->_limit = request->_left > 0 ? UNLIMITED : request->_pos + HTTP_MAX_HEAD_BYTES;
-    return go(request, request->_left > 0 ? DATA : FIELD_START);
-}
-
-/* A digit more. Checked at every digit, the size cannot overflow. */
-static bool add_size_digit(struct http_request *request, char c) {
-    unsigned digit = is(c, IN_DIGIT) ? (unsigned)(c - '0') : (unsigned)((c | 0x20) - 'a') + 10;
-    request->_left = request->_left * 16 + digit;
-    if (request->_left > HTTP_MAX_BODY_BYTES - request->_body_size)
-        return refuse(request, 413, "body too large");
-    return go(request, CHUNK_SIZE);
+    return request->_left == 0 && go(request, request->_chunked ? CHUNK_END : WHOLE);
 }
 
 /* What may follow a size or a whole extension. A bare LF does not: a server that takes it for the
@@ -492,14 +476,13 @@ static enum state after_extension(char c) {
     return c == ';' ? EXT_NAME_WANTED : is_blank(c) ? EXT_WANTED : c == '\r' ? CHUNK_LF : CHUNK_BAD;
 }
 
-/* The state that a byte of a chunk's size line leads to, digits of the size apart. */
+/* The state that a byte of a chunk's size line leads to; behind the line, DATA. */
 static enum state next_in_chunk_line(enum state state, char c) {
     switch (state) {
-    case CHUNK_SIZE:
-    case EXT_QUOTED_ENDED: return after_extension(c);
+    case CHUNK_FIRST: return is(c, IN_HEX) ? CHUNK_SIZE : CHUNK_BAD;
+    case CHUNK_SIZE: return is(c, IN_HEX) ? CHUNK_SIZE : after_extension(c);
     case EXT_WANTED: return c == '\r' ? CHUNK_BAD : after_extension(c);
-    case EXT_NAME_WANTED:
-        return is_blank(c) ? EXT_NAME_WANTED : is(c, IN_TOKEN) ? EXT_NAME : CHUNK_BAD;
+    case EXT_NAME_WANTED: return is_blank(c) ? state : is(c, IN_TOKEN) ? EXT_NAME : CHUNK_BAD;
     case EXT_NAME:
         if (is(c, IN_TOKEN)) return EXT_NAME;
         return c == '=' ? EXT_VALUE_WANTED : is_blank(c) ? EXT_NAME_ENDED : after_extension(c);
@@ -514,19 +497,24 @@ static enum state next_in_chunk_line(enum state state, char c) {
         if (c == '"' || c == '\\') return c == '"' ? EXT_QUOTED_ENDED : EXT_ESCAPED;
         return is(c, IN_VALUE) ? EXT_QUOTED : CHUNK_BAD;
     case EXT_ESCAPED: return is(c, IN_VALUE) ? EXT_QUOTED : CHUNK_BAD;
-    default: return CHUNK_BAD;
+    case EXT_QUOTED_ENDED: return after_extension(c);
+    default: return c == '\n' ? DATA : CHUNK_BAD; /* CHUNK_LF */
     }
 }
 
 static bool chunk_line(struct http_request *request, const char *p) {
-    enum state state = (enum state)request->_state;
     char c = p[request->_pos++];
-    if (state == CHUNK_LF && c == '\n') return end_chunk_line(request);
-    if ((state == CHUNK_FIRST || state == CHUNK_SIZE) && is(c, IN_HEX))
-        return add_size_digit(request, c);
-    enum state next = next_in_chunk_line(state, c);
+    enum state next = next_in_chunk_line((enum state)request->_state, c);
     if (next == CHUNK_BAD) return refuse(request, 400, "bad chunk size or extension");
-    return go(request, next);
+    /* A digit more: letters end in 1 to 6. Checked at every digit, the size cannot overflow. */
+    if (next == CHUNK_SIZE)
+        request->_left = request->_left * 16 + (unsigned)(c & 0xF) + (is(c, IN_DIGIT) ? 0 : 9);
+    if (request->_left > HTTP_MAX_BODY_BYTES - request->_body_size)
+        return refuse(request, 413, "body too large");
+    if (next != DATA) return go(request, next);
+    /* The last chunk, of size 0, is followed by the trailers. */
+    request->_limit = request->_left > 0 ? UNLIMITED : request->_pos + HTTP_MAX_HEAD_BYTES;
+    return go(request, request->_left > 0 ? DATA : FIELD_START);
 }
 
 /* ---- The parser --------------------------------------------------------------------------- */
@@ -562,24 +550,12 @@ static void refuse_section(struct http_request *request) {
         refuse(request, 431, request->head_done ? "trailers too large" : "head too large");
 }
 
-/* Closes the gap between the joined body and what is still to be looked at: nothing, or one CR. */
-static void drop_framing(struct http_request *request, char *p, size_t *size) {
-    size_t joined = request->_head_size + request->_body_size;
-    size_t gap = request->_pos - joined;
-    memmove(p + joined, p + request->_pos, *size - request->_pos);
-    request->_pos = joined;
-    if (request->_limit != UNLIMITED) request->_limit -= gap;
-    *size -= gap;
-}
-
 enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size) {
     size_t n;
-    bool has_changed;
     request->_base = buffer;
     do {
         n = *size < request->_limit ? *size : request->_limit;
-        has_changed = request->_pos < n && take_step(request, buffer, n);
-    } while (has_changed);
+    } while (request->_pos < n && take_step(request, buffer, n));
     if (request->_state == WHOLE) {
         split_target(request, buffer); /* once more: the buffer may have moved */
         request->body = (struct slice){buffer + request->_head_size, request->_body_size};
@@ -589,7 +565,13 @@ enum http_progress http_parse(struct http_request *request, char *buffer, size_t
     if (request->status == 0 && n == request->_limit) refuse_section(request);
     if (request->status != 0) return HTTP_ERROR;
     if (!request->head_done) return HTTP_MORE;
-    drop_framing(request, buffer, size);
+
+    /* Close the gap between the joined body and what is still to be looked at: nothing, or a CR. */
+    size_t joined = request->_head_size + request->_body_size, gap = request->_pos - joined;
+    memmove(buffer + joined, buffer + request->_pos, *size - request->_pos);
+    if (request->_limit != UNLIMITED) request->_limit -= gap;
+    request->_pos = joined;
+    *size -= gap;
     bool waits = request->_expects_continue;
     request->_expects_continue = false;
     return waits ? HTTP_CONTINUE : HTTP_MORE;
