@@ -101,9 +101,8 @@ bool http_equal_ignoring_case(struct slice a, struct slice b) {
 }
 
 struct slice http_cut(struct slice *rest, char separator) {
-    struct slice head = *rest;
     const char *at = rest->n > 0 ? memchr(rest->p, separator, rest->n) : NULL;
-    if (at != NULL) head.n = (size_t)(at - rest->p);
+    struct slice head = {rest->p, at != NULL ? (size_t)(at - rest->p) : rest->n};
     size_t taken = head.n + (at != NULL);
     *rest = (struct slice){rest->p + taken, rest->n - taken};
     return head;
@@ -186,13 +185,11 @@ static bool method(struct http_request *request, const char *p, size_t n) {
     request->begun = true;
     request->_pos = span(p, request->_pos, n, IN_TOKEN);
     if (request->_pos == n) return false;
-    request->_method_len = (uint16_t)(request->_pos - request->_method);
-    if (p[request->_pos] != ' ' || request->_method_len == 0)
+    request->method = (struct slice){p + request->_method, request->_pos - request->_method};
+    if (p[request->_pos] != ' ' || request->method.n == 0)
         return refuse(request, 400, "bad method");
-    request->is_head =
-        slice_equal((struct slice){p + request->_method, request->_method_len}, SLICE("HEAD"));
-    request->_pos++;
-    request->_target = (uint16_t)request->_pos;
+    request->is_head = slice_equal(request->method, SLICE("HEAD"));
+    request->_target = (uint16_t)++request->_pos;
     return go(request, TARGET);
 }
 
@@ -204,8 +201,7 @@ static bool target(struct http_request *request, const char *p, size_t n) {
     request->_target_len = (uint16_t)(request->_pos - request->_target);
     if (p[request->_pos] != ' ' || request->_target_len == 0)
         return refuse(request, 400, "bad request target");
-    request->_pos++;
-    request->_line = request->_pos;
+    request->_line = ++request->_pos;
     return go(request, VERSION);
 }
 
@@ -232,53 +228,48 @@ static size_t name_end(struct slice s) {
  * user information: RFC 9110, 4.2.4. */
 static bool is_host(struct slice s, bool needs_port) {
     size_t end = s.n > 0 && s.p[0] == '[' ? ip_literal_end(s) : name_end(s);
-    if (end == 0) return false;
-    if (end == s.n) return !needs_port;
-    bool has_digits = s.n > end + 1, has_others = span(s.p, end + 1, s.n, IN_DIGIT) < s.n;
-    return s.p[end] == ':' && !has_others && (has_digits || !needs_port);
+    if (end == 0 || (end < s.n && s.p[end] != ':')) return false;
+    if (end + 1 >= s.n) return !needs_port;
+    return span(s.p, end + 1, s.n, IN_DIGIT) == s.n;
 }
 
-/* How many bytes "http://" or "https://" takes at the start of s, or 0. */
-static size_t scheme_length(struct slice s) {
-    struct slice scheme = http_cut(&s, ':');
+/* Where host and port end in a URI that begins with http:// or https://; 0 if s begins with neither,
+ * or what follows is no host. */
+static size_t authority_end(struct slice s) {
+    struct slice rest = s, scheme = http_cut(&rest, ':');
     bool is_known = http_equal_ignoring_case(scheme, SLICE("http")) ||
                     http_equal_ignoring_case(scheme, SLICE("https"));
-    return is_known && s.n >= 2 && memcmp(s.p, "//", 2) == 0 ? scheme.n + sizeof "://" - 1 : 0;
+    if (!is_known || rest.n < 2 || memcmp(rest.p, "//", 2) != 0) return 0;
+    size_t begin = scheme.n + strlen("://"), end = begin;
+    while (end < s.n && s.p[end] != '/' && s.p[end] != '?') end++;
+    return is_host((struct slice){s.p + begin, end - begin}, false) ? end : 0;
 }
 
 bool http_is_origin(struct slice s) {
-    size_t begin = scheme_length(s);
-    struct slice host = {s.p + begin, s.n - begin};
-    return begin > 0 && s.n <= HTTP_MAX_ORIGIN_BYTES && is_host(host, false) &&
-           s.p[s.n - 1] != ':' && memchr(host.p, '*', host.n) == NULL;
-}
-
-/* Where path and query begin in an absolute-form target (RFC 9112, 3.2.2), or 0 if it is none. The
- * host in it is not looked at further, like the one in the field: this server has one name. */
-static size_t authority_end(struct slice s) {
-    size_t begin = scheme_length(s), end = begin;
-    while (end < s.n && s.p[end] != '/' && s.p[end] != '?') end++;
-    return begin > 0 && is_host((struct slice){s.p + begin, end - begin}, false) ? end : 0;
+    return s.n > 0 && s.n <= HTTP_MAX_ORIGIN_BYTES && authority_end(s) == s.n &&
+           s.p[s.n - 1] != ':' && memchr(s.p, '*', s.n) == NULL;
 }
 
 /* Points method, path and query into the request line. Returns whether its target has one of the
  * four forms of RFC 9112, 3.2.1 to 3.2.4. */
 static bool split_target(struct http_request *request, const char *p) {
     struct slice target = {p + request->_target, request->_target_len};
-    request->method = (struct slice){p + request->_method, request->_method_len};
+    request->method.p = p + request->_method;
     request->path = target;
     request->query = SLICE("");
     bool is_options = slice_equal(request->method, SLICE("OPTIONS"));
     if (slice_equal(request->method, SLICE("CONNECT"))) return is_host(target, true);
     if (is_options && slice_equal(target, SLICE("*"))) return true;
+    /* The absolute-form's host is not looked at further, like the one in the field: this server has
+     * one name. */
     size_t begin = target.p[0] == '/' ? 0 : authority_end(target);
     if (begin == 0 && target.p[0] != '/') return false;
     request->query = (struct slice){target.p + begin, target.n - begin};
     request->path = http_cut(&request->query, '?');
-    bool has_mark = request->path.n < target.n - begin;
     /* No path means "/" (RFC 9110, 4.2.3); only OPTIONS without a query means "*" with it, and has
      * no path (RFC 9112, 3.2.4). */
-    if (request->path.n == 0) request->path = is_options && !has_mark ? SLICE("*") : SLICE("/");
+    if (request->path.n == 0)
+        request->path = is_options && begin == target.n ? SLICE("*") : SLICE("/");
     return true;
 }
 
@@ -286,17 +277,17 @@ static bool split_target(struct http_request *request, const char *p) {
  * and a client that begins with HTTP/2's "PRI * HTTP/2.0" is owed a 505. A minor version above 1
  * means 1.1 (RFC 9110, 2.5). */
 static bool version(struct http_request *request, const char *p, size_t n) {
-    static const char pattern[] = "HTTP/1.1\r\n";
-    const size_t major = 5, minor = 7, length = sizeof(pattern) - 1;
-    for (; request->_pos < n && request->_pos < request->_line + length; request->_pos++) {
-        size_t i = request->_pos - request->_line;
-        char c = p[request->_pos];
-        if (i == major || i == minor ? !is(c, IN_DIGIT) : c != pattern[i])
+    static const char pattern[] = "HTTP/d.d\r\n"; /* d: a digit */
+    const char *wanted = pattern + (request->_pos - request->_line);
+    for (; *wanted != '\0' && request->_pos < n; wanted++) {
+        char c = p[request->_pos++];
+        if (*wanted == 'd' ? !is(c, IN_DIGIT) : c != *wanted)
             return refuse(request, 400, "bad HTTP version");
     }
-    if (request->_pos < request->_line + length) return false;
-    if (p[request->_line + major] != '1') return refuse(request, 505, "HTTP version not supported");
-    request->is_http10 = p[request->_line + minor] == '0';
+    if (*wanted != '\0') return false;
+    const char *number = p + request->_line + strlen("HTTP/");
+    if (number[0] != '1') return refuse(request, 505, "HTTP version not supported");
+    request->is_http10 = number[2] == '0';
     return split_target(request, p) ? go(request, FIELD_START)
                                     : refuse(request, 400, "bad request target");
 }
@@ -319,11 +310,11 @@ static bool next_field(const struct http_request *request, struct slice name, un
 }
 
 unsigned http_field(const struct http_request *request, const char *name, struct slice *value) {
-    struct slice other, wanted = slice_of(name);
-    unsigned i = 0, count = 0;
-    *value = (struct slice){"", 0};
-    if (next_field(request, wanted, &i, value))
-        for (count = 1; next_field(request, wanted, &i, &other);) count++;
+    struct slice found, wanted = slice_of(name);
+    unsigned count = 0;
+    *value = SLICE("");
+    for (unsigned i = 0; next_field(request, wanted, &i, &found); count++)
+        if (count == 0) *value = found;
     return count;
 }
 
@@ -338,37 +329,31 @@ static bool judge_host(struct http_request *request) {
     unsigned count = http_field(request, "host", &host);
     if (count > 1) return refuse(request, 400, "more than one Host");
     if (count == 0 && !request->is_http10) return refuse(request, 400, "missing Host");
-    if (host.n > 0 && !is_host(host, false)) return refuse(request, 400, "bad Host");
-    return true;
-}
-
-/* RFC 9110, 8.6 allows "5, 5" and the same field twice to be taken for one 5; we do not. */
-static bool judge_length(struct http_request *request) {
-    struct slice digits;
-    uint64_t length;
-    unsigned count = http_field(request, "content-length", &digits);
-    if (count == 0) return true;
-    if (count > 1 || digits.n == 0 || span(digits.p, 0, digits.n, IN_DIGIT) < digits.n)
-        return refuse(request, 400, "bad Content-Length");
-    if (!slice_number(digits, HTTP_MAX_BODY_BYTES, &length))
-        return refuse(request, 413, "body too large");
-    request->_left = (size_t)length;
-    return true;
+    return host.n == 0 || is_host(host, false) || refuse(request, 400, "bad Host");
 }
 
 /* Where the body ends: RFC 9112, 6.1 to 6.3. Both ways of saying it in one request are the classic
  * of request smuggling, and HTTP/1.0 has no chunks, so whoever sends them there passes on something
- * that it did not understand. */
+ * that it did not understand. RFC 9110, 8.6 allows "5, 5" and the same field twice to be taken for
+ * one 5; we do not. */
 static bool judge_framing(struct http_request *request) {
-    struct slice coding, length;
+    struct slice coding, digits;
+    uint64_t length;
     unsigned codings = http_field(request, "transfer-encoding", &coding);
-    if (codings == 0) return judge_length(request);
-    if (request->is_http10) return refuse(request, 400, "Transfer-Encoding in HTTP/1.0");
-    if (http_field(request, "content-length", &length) > 0)
+    unsigned lengths = http_field(request, "content-length", &digits);
+    if (codings > 0 && request->is_http10)
+        return refuse(request, 400, "Transfer-Encoding in HTTP/1.0");
+    if (codings > 0 && lengths > 0)
         return refuse(request, 400, "both Transfer-Encoding and Content-Length");
-    if (codings > 1 || !http_equal_ignoring_case(coding, SLICE("chunked")))
+    request->_chunked = codings == 1 && http_equal_ignoring_case(coding, SLICE("chunked"));
+    if (codings > 0 && !request->_chunked)
         return refuse(request, 501, "transfer coding not supported");
-    request->_chunked = true;
+    if (lengths == 0) return true;
+    if (lengths > 1 || digits.n == 0 || span(digits.p, 0, digits.n, IN_DIGIT) < digits.n)
+        return refuse(request, 400, "bad Content-Length");
+    if (!slice_number(digits, HTTP_MAX_BODY_BYTES, &length))
+        return refuse(request, 413, "body too large");
+    request->_left = (size_t)length;
     return true;
 }
 
@@ -388,13 +373,12 @@ static bool judge_expectations(struct http_request *request) {
 static void judge_connection(struct http_request *request) {
     bool close = false, keep_alive = false;
     struct slice list;
-    for (unsigned i = 0; next_field(request, SLICE("connection"), &i, &list);) {
+    for (unsigned i = 0; next_field(request, SLICE("connection"), &i, &list);)
         while (list.n > 0) {
             struct slice option = trim(http_cut(&list, ',')); /* RFC 9110, 5.6.1 */
             close = close || http_equal_ignoring_case(option, SLICE("close"));
             keep_alive = keep_alive || http_equal_ignoring_case(option, SLICE("keep-alive"));
         }
-    }
     request->keep_alive = !close && (keep_alive || !request->is_http10);
 }
 
@@ -407,6 +391,7 @@ static bool begin_chunk_line(struct http_request *request) {
 static bool end_head(struct http_request *request) {
     request->head_done = true;
     request->_head_size = request->_pos;
+    request->_field_lines = 0;
     if (!judge_host(request) || !judge_framing(request) || !judge_expectations(request))
         return false;
     judge_connection(request);
@@ -422,8 +407,7 @@ static bool field_start(struct http_request *request, const char *p, size_t n) {
     if (is_blank(c)) /* obs-fold, RFC 9112, 5.2; before the first field: 2.2 */
         return refuse(request, 400, "line begins with white space");
     if (!is(c, IN_TOKEN)) return refuse(request, 400, "bad field name");
-    if ((request->head_done ? request->_trailer_count : request->_field_count) == HTTP_MAX_FIELDS)
-        return refuse(request, 431, "too many fields");
+    if (request->_field_lines++ == HTTP_MAX_FIELDS) return refuse(request, 431, "too many fields");
     request->_line = request->_pos;
     return go(request, FIELD_NAME);
 }
@@ -442,9 +426,7 @@ static bool field_value(struct http_request *request, const char *p, size_t n) {
     if (end < n && p[end] != '\r' && p[end] != '\n')
         return refuse(request, 400, "control byte in a field value");
     if (!pass_crlf(request, p, n)) return false;
-    if (request->head_done) {
-        request->_trailer_count++; /* and that is all: nothing here needs what trailers say */
-    } else {
+    if (!request->head_done) { /* nothing here needs what trailers say */
         size_t begin = request->_colon + 1;
         struct slice value = trim((struct slice){p + begin, end - begin});
         request->_fields[request->_field_count++] = (struct http_field){
@@ -460,8 +442,7 @@ static bool field_value(struct http_request *request, const char *p, size_t n) {
 /* ---- Body (RFC 9112, sections 6 and 7) ---------------------------------------------------- */
 
 static bool data(struct http_request *request, char *p, size_t n) {
-    size_t have = n - request->_pos;
-    size_t bytes = have < request->_left ? have : request->_left;
+    size_t have = n - request->_pos, bytes = have < request->_left ? have : request->_left;
     char *body_end = p + request->_head_size + request->_body_size;
     if (request->_chunked) memmove(body_end, p + request->_pos, bytes);
     request->_body_size += bytes;

@@ -72,9 +72,9 @@ struct http_request {
     size_t _body_size;    /* bytes, joined so far */
     size_t _left;         /* bytes of the body, or of the chunk, still to come */
     size_t _line, _colon; /* of the field being read: where it begins, where its ':' stands */
-    uint16_t _method, _method_len, _target, _target_len;
-    uint16_t _field_count, _trailer_count;
-    const char *_base; /* the buffer, as of the last call */
+    uint16_t _method, _target, _target_len;
+    uint16_t _field_count, _field_lines; /* of the head; of the section being read, trailers too */
+    const char *_base;                   /* the buffer, as of the last call */
     struct http_field _fields[HTTP_MAX_FIELDS];
 };
 
