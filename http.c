@@ -546,23 +546,23 @@ enum http_progress http_parse(struct http_request *request, char *buffer, size_t
 
 /* ---- Replies ------------------------------------------------------------------------------ */
 
-const char *http_reason(int status) {
+const char *http_status(int status) {
     switch (status) {
-    case 200: return "OK";
-    case 204: return "No Content";
-    case 400: return "Bad Request";
-    case 401: return "Unauthorized";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 413: return "Content Too Large";
-    case 414: return "URI Too Long";
-    case 415: return "Unsupported Media Type";
-    case 417: return "Expectation Failed";
-    case 431: return "Request Header Fields Too Large";
-    case 501: return "Not Implemented";
-    case 503: return "Service Unavailable";
-    case 505: return "HTTP Version Not Supported";
+    case 200: return "200 OK";
+    case 204: return "204 No Content";
+    case 400: return "400 Bad Request";
+    case 401: return "401 Unauthorized";
+    case 404: return "404 Not Found";
+    case 405: return "405 Method Not Allowed";
+    case 408: return "408 Request Timeout";
+    case 413: return "413 Content Too Large";
+    case 414: return "414 URI Too Long";
+    case 415: return "415 Unsupported Media Type";
+    case 417: return "417 Expectation Failed";
+    case 431: return "431 Request Header Fields Too Large";
+    case 501: return "501 Not Implemented";
+    case 503: return "503 Service Unavailable";
+    case 505: return "505 HTTP Version Not Supported";
     default: return "";
     }
 }
@@ -612,8 +612,7 @@ void http_date(time_t now, char date[HTTP_DATE_BYTES]) {
 /* Each line is begun with the CR LF of the one before it: one append fewer a line. */
 size_t http_write_reply(char *out, const struct http_reply *reply, const char *date) {
     bool has_content = reply->status != 204; /* RFC 9110, 8.6: no Content-Length with it either */
-    char *end = append_number(append(out, SLICE("HTTP/1.1 ")), (size_t)reply->status);
-    end = append(append(end, SLICE(" ")), slice_of(http_reason(reply->status)));
+    char *end = append(append(out, SLICE("HTTP/1.1 ")), slice_of(http_status(reply->status)));
     end = append(append(end, SLICE("\r\nDate: ")), (struct slice){date, HTTP_DATE_BYTES - 1});
     if (has_content && reply->media_type.n > 0)
         end = append(append(end, SLICE("\r\nContent-Type: ")), reply->media_type);

@@ -110,7 +110,7 @@ bool http_is_origin(struct slice s);
 #define HTTP_100_CONTINUE "HTTP/1.1 100 Continue\r\n\r\n"
 
 struct http_reply {
-    int status;              /* one that http_reason knows */
+    int status;              /* one that http_status knows */
     unsigned retry_after_s;  /* seconds, for a 503; not sent when 0 */
     struct slice media_type; /* of the body; not sent when empty */
     struct slice body;       /* its length is sent even when head_only; not for a 204 */
@@ -123,8 +123,8 @@ struct http_reply {
     bool confirm_keep_alive; /* otherwise send Connection: keep-alive, to an HTTP/1.0 client */
 };
 
-/* The reason phrase of a status code of this server's, "" for any other. */
-const char *http_reason(int status);
+/* A status code of this server's with its reason phrase, "404 Not Found"; "" for any other. */
+const char *http_status(int status);
 
 /* An IMF-fixdate (RFC 9110, 5.6.7) with its NUL, for the Date field. */
 #define HTTP_DATE_BYTES 30

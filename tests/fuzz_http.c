@@ -258,9 +258,9 @@ static void finish_request(struct stream *stream, bool judge) {
 
 static void note_error(struct stream *stream) {
     const struct http_request *request = &stream->request;
-    REQUIRE(http_reason(request->status)[0] != '\0');
+    REQUIRE(http_status(request->status)[0] != '\0');
     REQUIRE(strpbrk(request->why, "\"\\") == NULL); /* it is going to stand in JSON */
-    add_slice(&stream->account, http_reason(request->status), slice_of(request->why));
+    add_slice(&stream->account, http_status(request->status), slice_of(request->why));
     stream->failed = true;
 }
 

@@ -1290,13 +1290,17 @@ static void test_origins(void **state) {
     assert_false(http_is_origin((struct slice){longest, HTTP_MAX_ORIGIN_BYTES + 1}));
 }
 
-static void test_reasons(void **state) {
+static void test_statuses(void **state) {
     (void)state;
     static const int statuses[] = {200, 204, 400, 401, 404, 405, 408, 413,
                                    414, 415, 417, 431, 501, 503, 505};
-    for (size_t i = 0; i < COUNT(statuses); i++) assert_true(strlen(http_reason(statuses[i])) > 0);
-    assert_string_equal(http_reason(431), "Request Header Fields Too Large");
-    assert_string_equal(http_reason(299), "");
+    for (size_t i = 0; i < COUNT(statuses); i++) {
+        const char *text = http_status(statuses[i]);
+        assert_int_equal(atoi(text), statuses[i]);
+        assert_true(strlen(text) > strlen("200 ") && text[3] == ' ');
+    }
+    assert_string_equal(http_status(431), "431 Request Header Fields Too Large");
+    assert_string_equal(http_status(299), "");
 }
 
 static void assert_date(time_t now, const char *wanted) {
@@ -1369,7 +1373,7 @@ int main(void) {
         cmocka_unit_test(test_replies),
         cmocka_unit_test(test_longest_reply_head),
         cmocka_unit_test(test_origins),
-        cmocka_unit_test(test_reasons),
+        cmocka_unit_test(test_statuses),
         cmocka_unit_test(test_dates),
         cmocka_unit_test(test_dates_against_the_library),
     };
