@@ -8,15 +8,13 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#define LISTEN_NAME_BYTES 128
-
 struct listener {
-    int fd;                                                    /* non-blocking, close-on-exec */
-    char unix_path[sizeof((struct sockaddr_un *)0)->sun_path]; /* to unlink, or "" */
-    dev_t unix_dev;
-    ino_t unix_ino;               /* to unlink at the end only what is still ours */
-    char name[LISTEN_NAME_BYTES]; /* the address as listen_open takes it, with the real port;
-                                     unix:@NAME for an abstract socket, which it does not take */
+    int fd;           /* non-blocking, close-on-exec */
+    struct stat made; /* a Unix socket's file, if listen_open has made it: only what is still ours
+                         is unlinked at the end; otherwise zeroes */
+    /* The address as listen_open takes it, with the real port; unix:@NAME for an abstract socket,
+     * which it does not take. */
+    char name[sizeof "unix:@" + sizeof((struct sockaddr_un *)0)->sun_path];
 };
 
 /* Whether text is ADDR:PORT, [ADDR]:PORT (numeric, port 0 for any free one) or unix:PATH. */
