@@ -16,11 +16,11 @@
  */
 #include "sha256.h"
 
+#include <endian.h>
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK_BYTES  64
-#define LENGTH_BYTES 8 /* the message's length in bits, at the end of the last block */
+#define BLOCK_BYTES 64
 
 /* The first 32 bits of the fractional parts of the cube roots of the first 64 primes. */
 static const uint32_t K[64] = {
@@ -36,17 +36,6 @@ static const uint32_t K[64] = {
 
 static uint32_t rotr(uint32_t x, unsigned bits) { return x >> bits | x << (32 - bits); }
 
-static uint32_t load(const unsigned char *p) {
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
-static void store(unsigned char *p, uint32_t x) {
-    p[0] = (unsigned char)(x >> 24);
-    p[1] = (unsigned char)(x >> 16);
-    p[2] = (unsigned char)(x >> 8);
-    p[3] = (unsigned char)x;
-}
-
 /* Only gcc, since clang 14 cannot be asked whether the processor has them. */
 #if defined(__x86_64__) && !defined(__clang__) && !defined(PORTABLE)
 #include <immintrin.h>
@@ -60,8 +49,7 @@ compress_extended(uint32_t H[8], const unsigned char *block, size_t count) {
     __m128i ABEF = _mm_set_epi32((int)H[0], (int)H[1], (int)H[4], (int)H[5]);
     __m128i CDGH = _mm_set_epi32((int)H[2], (int)H[3], (int)H[6], (int)H[7]);
     for (; count > 0; count--, block += BLOCK_BYTES) {
-        const __m128i ABEF_before = ABEF, CDGH_before = CDGH;
-        __m128i W[4];
+        __m128i ABEF_before = ABEF, CDGH_before = CDGH, W[4];
         for (int i = 0; i < 4; i++)
             W[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)block + i), big_endian);
         for (int t = 0; t < 64; t += 4) {
@@ -76,11 +64,10 @@ compress_extended(uint32_t H[8], const unsigned char *block, size_t count) {
         ABEF = _mm_add_epi32(ABEF, ABEF_before);
         CDGH = _mm_add_epi32(CDGH, CDGH_before);
     }
-    uint32_t words[8];
-    _mm_storeu_si128((__m128i *)words, ABEF);
-    _mm_storeu_si128((__m128i *)(words + 4), CDGH);
-    static const unsigned char places[8] = {3, 2, 7, 6, 1, 0, 5, 4};
-    for (int i = 0; i < 8; i++) H[i] = words[places[i]];
+    ABEF = _mm_shuffle_epi32(ABEF, 0x1b); /* low word first */
+    CDGH = _mm_shuffle_epi32(CDGH, 0x1b);
+    _mm_storeu_si128((__m128i *)H, _mm_unpacklo_epi64(ABEF, CDGH));
+    _mm_storeu_si128((__m128i *)(H + 4), _mm_unpackhi_epi64(ABEF, CDGH));
 }
 #endif
 
@@ -94,7 +81,8 @@ static void compress(uint32_t H[8], const unsigned char *block, size_t count) {
 #endif
     for (; count > 0; count--, block += BLOCK_BYTES) {
         uint32_t W[64];
-        for (size_t t = 0; t < 16; t++) W[t] = load(block + 4 * t);
+        memcpy(W, block, BLOCK_BYTES);
+        for (int t = 0; t < 16; t++) W[t] = be32toh(W[t]);
         for (int t = 16; t < 64; t++) {
             uint32_t sigma0 = rotr(W[t - 15], 7) ^ rotr(W[t - 15], 18) ^ W[t - 15] >> 3;
             uint32_t sigma1 = rotr(W[t - 2], 17) ^ rotr(W[t - 2], 19) ^ W[t - 2] >> 10;
@@ -121,17 +109,17 @@ void sha256(const void *data, size_t n, unsigned char digest[SHA256_BYTES]) {
     /* The first 32 bits of the fractional parts of the square roots of the first 8 primes. */
     uint32_t H[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-    size_t rest = n % BLOCK_BYTES;
-    size_t whole = n - rest;
-    compress(H, data, whole / BLOCK_BYTES);
+    compress(H, data, n / BLOCK_BYTES);
 
     unsigned char last[2 * BLOCK_BYTES] = {0};
-    size_t size = rest + 1 + LENGTH_BYTES <= BLOCK_BYTES ? BLOCK_BYTES : 2 * BLOCK_BYTES;
-    if (rest > 0) memcpy(last, (const unsigned char *)data + whole, rest);
+    uint64_t bits = htobe64((uint64_t)n << 3);
+    size_t rest = n % BLOCK_BYTES;
+    size_t size = rest + 1 + sizeof bits <= BLOCK_BYTES ? BLOCK_BYTES : 2 * BLOCK_BYTES;
+    if (rest > 0) memcpy(last, (const unsigned char *)data + n - rest, rest);
     last[rest] = 0x80;
-    store(last + size - 8, (uint32_t)((uint64_t)n >> 29));
-    store(last + size - 4, (uint32_t)((uint64_t)n << 3));
+    memcpy(last + size - sizeof bits, &bits, sizeof bits);
     compress(H, last, size / BLOCK_BYTES);
 
-    for (size_t i = 0; i < 8; i++) store(digest + 4 * i, H[i]);
+    for (int i = 0; i < 8; i++) H[i] = htobe32(H[i]);
+    memcpy(digest, H, SHA256_BYTES);
 }
