@@ -28,9 +28,8 @@
  *   3. A connection is freed only in the last phase: no event of a pass can point at freed memory.
  *   4. A request is counted and logged once, when its reply is certain: with the status that the
  *      client gets, or 499 if it has gone before the ticket of its set has settled.
- *   5. Buffers are bounded: HTTP_MAX_REQUEST_BYTES and IN_FIRST_BYTES in, OUT_LIMIT_BYTES and one
- *      reply out; an idle connection has none (CONN_SPARE_OUTBOXES empty ones, for whoever is next,
- *      belong to nobody).
+ *   5. Buffers are bounded: HTTP_MAX_REQUEST_BYTES in, OUT_LIMIT_BYTES and one reply out; an idle
+ *      connection has none (CONN_SPARE_OUTBOXES empty ones, for whoever is next, belong to nobody).
  */
 #include "conn.h"
 
@@ -308,10 +307,11 @@ static struct inbox *empty_inbox(struct inbox *in) {
     return in;
 }
 
-/* An inbox of a connection's own that holds what is in `in`, with room for more. */
+/* An inbox of a connection's own that holds what is in `in`, with room for more: while a request
+ * is not complete, it is smaller than the largest. */
 static struct inbox *copy_inbox(const struct inbox *in) {
-    size_t size = in->end - in->begin;
-    size_t capacity = size + IN_FIRST_BYTES;
+    size_t size = in->end - in->begin, capacity = 2 * size + IN_FIRST_BYTES;
+    if (capacity > HTTP_MAX_REQUEST_BYTES) capacity = HTTP_MAX_REQUEST_BYTES;
     struct inbox *copy = malloc(sizeof *copy + capacity);
     if (!copy) return NULL;
     copy->request = in->request;
@@ -322,47 +322,26 @@ static struct inbox *copy_inbox(const struct inbox *in) {
     return copy;
 }
 
-/* Makes room to receive: moves the bytes to the front, and doubles a full inbox. */
-static struct inbox *make_room_in(struct inbox *in) {
-    if (in->begin > 0) {
-        memmove(in->bytes, in->bytes + in->begin, in->end - in->begin);
-        in->end -= in->begin;
-        in->begin = 0;
-    }
-    if (in->end < in->capacity) return in;
-    size_t capacity = in->capacity * 2; /* a full one is smaller than the largest request */
-    if (capacity > HTTP_MAX_REQUEST_BYTES) capacity = HTTP_MAX_REQUEST_BYTES;
-    struct inbox *larger = realloc(in, sizeof *in + capacity);
-    if (larger) larger->capacity = capacity;
-    return larger;
-}
-
-/* Applies what is in the inbox (the connection's or the shared scratch) and keeps what is left. */
+/* Applies what is in the inbox (the connection's or the shared scratch) and keeps what is left,
+ * where there is room for more. */
 static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox *in) {
     apply(conns, conn, in);
-    if (in->begin == in->end) {
-        free(conn->in);
-        conn->in = NULL;
-    } else if (!conn->in && conn->state != CONN_CLOSED && !(conn->in = copy_inbox(in))) {
-        close_conn(conns, conn);
-    }
     queue_write(conns, conn);
+    bool is_empty = in->begin == in->end, has_room = in == conn->in && in->end < in->capacity;
+    if (!is_empty && has_room) return;
+    struct inbox *rest = is_empty ? NULL : copy_inbox(in);
+    if (!is_empty && !rest) close_conn(conns, conn);
+    free(conn->in);
+    conn->in = rest;
 }
 
 static void receive(struct conns *conns, struct conn *conn) {
-    struct inbox *in = conn->in ? make_room_in(conn->in) : empty_inbox(conns->scratch);
-    if (!in) {
-        close_conn(conns, conn);
-        return;
-    }
-    if (conn->in) conn->in = in;
+    struct inbox *in = conn->in ? conn->in : empty_inbox(conns->scratch);
     ssize_t n = recv(conn->source.fd, in->bytes + in->end, in->capacity - in->end, 0);
-    if (n < 0) {
-        if (errno != EAGAIN && errno != EINTR) close_conn(conns, conn);
-    } else if (n == 0) {
-        conn->peer_done = true; /* what it has asked for is still answered */
-        queue_write(conns, conn);
-    } else if (conn->state != CONN_LINGER) { /* what a refused client still sends is dropped */
+    if (n < 0 && errno != EAGAIN && errno != EINTR) close_conn(conns, conn);
+    conn->peer_done = n == 0; /* what it has asked for is still answered */
+    if (n == 0) queue_write(conns, conn);
+    if (n > 0 && conn->state != CONN_LINGER) { /* what a refused client still sends is dropped */
         in->end += (size_t)n;
         apply_and_keep(conns, conn, in);
     }
