@@ -94,38 +94,36 @@ struct conn {
 /* ------------------------------------------------------------------------ lists and buffers */
 
 /* Milliseconds that a connection may stay in a state; 0 for ever. */
-static const int durations_ms[CONN_STATES] = {
+static const int limits_ms[CONN_STATES] = {
     [CONN_IDLE] = CONN_IDLE_MS,   [CONN_HEAD] = CONN_HEAD_MS,     [CONN_BODY] = CONN_BODY_MS,
     [CONN_WRITE] = CONN_WRITE_MS, [CONN_LINGER] = CONN_LINGER_MS,
 };
 
-/* When the first connection in a state will have been there for too long; INT64_MAX for never. */
+/* When the first connection in a state will have been there for too long; INT64_MAX for never, and
+ * for one that the write phase is to look at first. */
 static int64_t deadline_ms(const struct conns *conns, int state) {
     const struct conn *conn = conns->lists[state].first;
-    bool is_last_call = conns->is_draining && state == CONN_IDLE;
-    int duration_ms = is_last_call ? CONN_LAST_CALL_MS : durations_ms[state];
-    return conn && duration_ms > 0 ? conn->since_ms + duration_ms + 1 : INT64_MAX;
+    int limit_ms = conns->is_draining && state == CONN_IDLE ? CONN_LAST_CALL_MS : limits_ms[state];
+    return conn && !conn->is_queued && limit_ms > 0 ? conn->since_ms + limit_ms + 1 : INT64_MAX;
 }
 
-static void list_remove(struct conn_list *list, struct conn *conn) {
-    *(conn->prev ? &conn->prev->next : &list->first) = conn->next;
-    *(conn->next ? &conn->next->prev : &list->last) = conn->prev;
-}
-
-static void list_append(struct conn_list *list, struct conn *conn) {
+/* Puts a connection at the end of a state's list: its time in the state begins now. */
+static void append(struct conns *conns, struct conn *conn, enum conn_state state) {
+    struct conn_list *list = &conns->lists[state];
+    conn->state = (uint8_t)state;
+    conn->since_ms = conns->now_ms;
     conn->prev = list->last;
     conn->next = NULL;
     *(list->last ? &list->last->next : &list->first) = conn;
     list->last = conn;
 }
 
-/* Puts a connection at the end of a state's list, also when it is in that list already: its time in
- * the state begins now. */
+/* Moves a connection to a state, also when it is in that already. */
 static void enter(struct conns *conns, struct conn *conn, enum conn_state state) {
-    list_remove(&conns->lists[conn->state], conn);
-    conn->state = (uint8_t)state;
-    conn->since_ms = conns->now_ms;
-    list_append(&conns->lists[state], conn);
+    struct conn_list *list = &conns->lists[conn->state];
+    *(conn->prev ? &conn->prev->next : &list->first) = conn->next;
+    *(conn->next ? &conn->next->prev : &list->last) = conn->prev;
+    append(conns, conn, state);
 }
 
 static void queue_write(struct conns *conns, struct conn *conn) {
@@ -173,30 +171,18 @@ static size_t unsent(const struct conn *conn) { return conn->out ? conn->out->si
 /* Room for n more bytes of replies. Returns where to put them, or NULL without memory: then the
  * connection closes, since its next reply cannot be given. */
 static char *reserve_out(struct conns *conns, struct conn *conn, size_t n) {
-    struct outbox *out = conn->out;
-    if (!out && conns->spare_count > 0) out = conn->out = conns->spare_out[--conns->spare_count];
-    size_t used = unsent(conn);
-    if (!out || out->capacity - used < n) {
-        size_t capacity = used + n > OUT_FIRST_BYTES ? used + n : OUT_FIRST_BYTES;
-        struct outbox *grown = realloc(out, sizeof *out + capacity);
+    if (!conn->out && conns->spare_count > 0) conn->out = conns->spare_out[--conns->spare_count];
+    size_t used = unsent(conn), capacity = used + n > OUT_FIRST_BYTES ? used + n : OUT_FIRST_BYTES;
+    if (!conn->out || conn->out->capacity < capacity) {
+        struct outbox *grown = realloc(conn->out, sizeof *grown + capacity);
         if (!grown) {
             close_conn(conns, conn);
             return NULL;
         }
-        grown->size = used;
-        grown->capacity = capacity;
+        *grown = (struct outbox){used, capacity};
         conn->out = grown;
     }
     return conn->out->bytes + used;
-}
-
-/* All replies are sent. */
-static void release_out(struct conns *conns, struct conn *conn) {
-    if (conns->spare_count < CONN_SPARE_OUTBOXES && conn->out->capacity == OUT_FIRST_BYTES)
-        conns->spare_out[conns->spare_count++] = conn->out;
-    else
-        free(conn->out);
-    conn->out = NULL;
 }
 
 /* The Date field's value, made anew once a second. */
@@ -247,20 +233,16 @@ static void refuse(struct conns *conns, struct conn *conn, const struct http_req
 
 /* ------------------------------------------------------------------------ phase: read */
 
-/* Whether bytes of the connection wait in the kernel. */
-static bool has_more_to_receive(const struct conn *conn) {
-    char byte;
-    return recv(conn->source.fd, &byte, 1, MSG_PEEK) > 0;
-}
-
 /* Answers a request. is_last: nothing of a next one is in the inbox. A server that stops says so in
- * its last reply to each client, the one after which there is nothing left to answer. */
+ * its last reply to each client, the one after which nothing is left to answer, here or in the
+ * kernel. */
 static void answer(struct conns *conns, struct conn *conn, const struct http_request *request,
                    bool is_last) {
+    char byte;
     enter(conns, conn, CONN_IDLE); /* the next request's time is its own */
     api_answer(&conns->api, request, &conns->reply);
-    conn->closing =
-        !request->keep_alive || (conns->is_draining && is_last && !has_more_to_receive(conn));
+    conn->closing = !request->keep_alive || (conns->is_draining && is_last &&
+                                             recv(conn->source.fd, &byte, 1, MSG_PEEK) <= 0);
     conn->is_http10 = request->is_http10;
     reply_to(conns, conn, request);
 }
@@ -280,23 +262,19 @@ static void add_continue(struct conns *conns, struct conn *conn) {
 /* Applies requests from an inbox until it has no whole one, the connection may not go on, or it is
  * the others' turn. */
 static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
+    struct http_request *request = &in->request;
     conn->has_input = false;
     for (int i = 0; i < APPLY_PER_PASS && may_apply(conn) && in->begin < in->end; i++) {
         size_t size = in->end - in->begin;
-        enum http_progress progress = http_parse(&in->request, in->bytes + in->begin, &size);
+        enum http_progress progress = http_parse(request, in->bytes + in->begin, &size);
         in->end = in->begin + size;
-        conn->origin = api_origin(&conns->api, &in->request); /* if this is all, a 408's */
-        switch (progress) {
-        case HTTP_CONTINUE: add_continue(conns, conn); return;
-        case HTTP_MORE: return;
-        case HTTP_ERROR:
-            refuse(conns, conn, &in->request, in->request.status, in->request.why);
-            return;
-        case HTTP_DONE:
-            in->begin += in->request.size;
-            answer(conns, conn, &in->request, in->begin == in->end);
-            http_request_init(&in->request);
-        }
+        conn->origin = api_origin(&conns->api, request); /* if this is all, a 408's */
+        if (progress == HTTP_CONTINUE) add_continue(conns, conn);
+        if (progress == HTTP_ERROR) refuse(conns, conn, request, request->status, request->why);
+        if (progress != HTTP_DONE) return;
+        in->begin += request->size;
+        answer(conns, conn, request, in->begin == in->end);
+        http_request_init(request);
     }
     conn->has_input = in->begin < in->end;
 }
@@ -356,11 +334,8 @@ void conns_apply_held_back(struct conns *conns) {
 
 void conns_handle_event(struct conns *conns, struct source *source, uint32_t events) {
     struct conn *conn = (struct conn *)source;
+    if (events & (EPOLLERR | EPOLLHUP)) close_conn(conns, conn); /* nobody reads a reply */
     if (conn->state == CONN_CLOSED) return;
-    if (events & (EPOLLERR | EPOLLHUP)) {
-        close_conn(conns, conn); /* both ends are shut: nobody reads a reply */
-        return;
-    }
     if (events & EPOLLOUT) queue_write(conns, conn);
     if (!(events & EPOLLIN)) return;
     /* A connection that may not go on is looked away from, or this event would come back at once.
@@ -373,45 +348,38 @@ void conns_handle_event(struct conns *conns, struct source *source, uint32_t eve
 
 /* ------------------------------------------------------------------------ phase: collect */
 
-/* Resumes a connection whose ticket has settled. */
-static void settle(struct conns *conns, struct conn *conn, bool ok) {
-    conn->ticket = 0;
-    if (!ok) {
-        api_storage_unavailable(&conns->reply);
-        conn->out->size = conn->reply_begin;
-        add_reply(conns, conn);
-    }
-    note(conns, conn);
-    if (conn->state != CONN_CLOSED) enter(conns, conn, CONN_IDLE);
-    queue_write(conns, conn);
-}
-
+/* Resumes the connections whose tickets have settled. */
 void conns_settle(struct conns *conns, const struct store_settled *settled) {
-    struct conn *next;
-    for (struct conn *conn = conns->lists[CONN_COMMIT].first; conn; conn = next) {
+    for (struct conn *conn = conns->lists[CONN_COMMIT].first, *next; conn; conn = next) {
         next = conn->next;
-        if (conn->ticket <= settled->up_to) settle(conns, conn, settled->ok);
+        if (conn->ticket > settled->up_to) continue;
+        conn->ticket = 0;
+        if (!settled->ok) {
+            api_storage_unavailable(&conns->reply);
+            conn->out->size = conn->reply_begin;
+            add_reply(conns, conn);
+        }
+        note(conns, conn);
+        if (conn->state != CONN_CLOSED) enter(conns, conn, CONN_IDLE);
+        queue_write(conns, conn);
     }
 }
 
 /* ------------------------------------------------------------------------ phase: deadlines */
 
 static void expire(struct conns *conns, struct conn *conn) {
-    bool owes_reply = (conn->state == CONN_HEAD || conn->state == CONN_BODY) && conn->in &&
-                      conn->in->request.begun;
-    if (owes_reply)
-        refuse(conns, conn, &conn->in->request, 408, "the request did not arrive in time");
-    else
-        close_conn(conns, conn);
-    if (conn->state == CONN_HEAD || conn->state == CONN_BODY)
-        enter(conns, conn, CONN_IDLE); /* out of this list; the write phase gives it its state */
+    if (conn->state == CONN_WRITE || !conn->in || !conn->in->request.begun) {
+        close_conn(conns, conn); /* it is owed nothing, or does not take it */
+        return;
+    }
+    enter(conns, conn, CONN_IDLE); /* out of this list; the write phase gives it its state */
+    refuse(conns, conn, &conn->in->request, 408, "the request did not arrive in time");
 }
 
 /* Judges those who have been in a state for too long. */
 void conns_check_deadlines(struct conns *conns) {
     for (int state = 0; state < CONN_STATES; state++)
-        while (deadline_ms(conns, state) <= conns->horizon_ms &&
-               !conns->lists[state].first->is_queued)
+        while (deadline_ms(conns, state) <= conns->horizon_ms)
             expire(conns, conns->lists[state].first);
 }
 
@@ -432,22 +400,26 @@ static void send_replies(struct conns *conns, struct conn *conn) {
     conn->reply_begin -= conn->ticket ? sent : 0;
     /* What was sent makes room, or an endless pipeline of sets would make an endless outbox. */
     memmove(out->bytes, out->bytes + sent, out->size);
-    if (out->size == 0) release_out(conns, conn);
+    if (out->size > 0) return;
+    conn->out = NULL;
+    if (conns->spare_count < CONN_SPARE_OUTBOXES && out->capacity == OUT_FIRST_BYTES)
+        conns->spare_out[conns->spare_count++] = out;
+    else
+        free(out);
 }
 
 /* Shuts our end after the last reply and waits for the client to shut its own. Closing at once
  * while the client still sends would reset the connection, and the reset may overtake the reply
  * (RFC 9112, 9.6). */
 static void linger(struct conns *conns, struct conn *conn) {
-    if (conn->peer_done || shutdown(conn->source.fd, SHUT_WR) < 0) {
-        close_conn(conns, conn);
-        return;
-    }
     free(conn->in);
     conn->in = NULL;
     conn->has_input = false;
     enter(conns, conn, CONN_LINGER);
-    watch_conn(conns, conn, EPOLLIN);
+    if (conn->peer_done || shutdown(conn->source.fd, SHUT_WR) < 0)
+        close_conn(conns, conn);
+    else
+        watch_conn(conns, conn, EPOLLIN);
 }
 
 /* Gives a connection the state that follows from what it holds. */
@@ -471,17 +443,15 @@ static void choose_state(struct conns *conns, struct conn *conn) {
 }
 
 void conns_write(struct conns *conns) {
-    struct conn *conn = conns->to_write;
+    struct conn *conn = conns->to_write, *next;
     conns->to_write = NULL;
     conns->to_write_end = &conns->to_write;
-    while (conn) {
-        struct conn *next = conn->next_queued;
+    for (; conn; conn = next) {
+        next = conn->next_queued;
         conn->is_queued = false;
-        if (conn->state != CONN_CLOSED && conn->state != CONN_LINGER) {
-            if (conn->out) send_replies(conns, conn);
-            if (conn->state != CONN_CLOSED) choose_state(conns, conn);
-        }
-        conn = next;
+        if (conn->state == CONN_CLOSED || conn->state == CONN_LINGER) continue;
+        if (conn->out) send_replies(conns, conn);
+        if (conn->state != CONN_CLOSED) choose_state(conns, conn);
     }
 }
 
@@ -498,8 +468,7 @@ unsigned conns_free_closed(struct conns *conns) {
         free(conn);
     }
     conns->lists[CONN_CLOSED] = (struct conn_list){NULL, NULL};
-    conns->count -= freed;
-    conns->metrics.connections = conns->count;
+    conns->metrics.connections = conns->count -= freed;
     return freed;
 }
 
@@ -529,11 +498,9 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
     }
     conn->source = (struct source){SOURCE_CONN, fd};
     conn->watched = EPOLLIN;
-    conn->state = CONN_IDLE;
-    conn->since_ms = conns->now_ms;
     conn->is_refusal = is_refusal;
     conn->origin = api_origin(&conns->api, NULL);
-    list_append(&conns->lists[CONN_IDLE], conn);
+    append(conns, conn, CONN_IDLE);
     conns->metrics.connections = ++conns->count;
     conns->metrics.accepted++;
     conns->refusal_count += is_refusal;
@@ -545,9 +512,7 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
 
 int64_t conns_wake_ms(const struct conns *conns) {
     int64_t wake_ms = conns->to_write ? 0 : INT64_MAX; /* those held back, between two passes */
-    for (int state = 0; state < CONN_STATES; state++) {
-        int64_t next_ms = deadline_ms(conns, state);
-        if (next_ms < wake_ms) wake_ms = next_ms;
-    }
+    for (int state = 0; state < CONN_STATES; state++)
+        if (deadline_ms(conns, state) < wake_ms) wake_ms = deadline_ms(conns, state);
     return wake_ms;
 }
