@@ -35,11 +35,6 @@ struct address {
     socklen_t size;
 };
 
-static void *ip_of(struct address *address) {
-    bool is_v6 = address->any.ss_family == AF_INET6;
-    return is_v6 ? (void *)&address->in6.sin6_addr : (void *)&address->in.sin_addr;
-}
-
 /* Reads ADDR:PORT, [ADDR]:PORT or unix:PATH. */
 static bool parse_address(const char *text, struct address *address) {
     memset(address, 0, sizeof *address);
@@ -61,7 +56,47 @@ static bool parse_address(const char *text, struct address *address) {
     address->any.ss_family = is_v6 ? AF_INET6 : AF_INET;
     address->in.sin_port = htons((uint16_t)port); /* which is where sin6_port is */
     address->size = is_v6 ? sizeof address->in6 : sizeof address->in;
-    return inet_pton(address->any.ss_family, host + is_v6, ip_of(address)) == 1;
+    void *ip = is_v6 ? (void *)&address->in6.sin6_addr : (void *)&address->in.sin_addr;
+    return inet_pton(address->any.ss_family, host + is_v6, ip) == 1;
+}
+
+static void put_ipv4(char text[LISTEN_IP_BYTES], const char *prefix, const uint8_t *ip) {
+    text_join(text, LISTEN_IP_BYTES, prefix, DECIMAL(ip[0]), ".", DECIMAL(ip[1]), ".",
+              DECIMAL(ip[2]), ".", DECIMAL(ip[3]));
+}
+
+/* As RFC 5952 recommends: "::" is the first of the longest runs of zeros, if that is two or more. */
+static void put_ipv6(char text[LISTEN_IP_BYTES], const uint8_t *ip) {
+    unsigned words[8];
+    size_t zeros_at = 8, zeros = 1;
+    for (size_t i = 0, run = 0; i < 8; i++) {
+        words[i] = (unsigned)ip[2 * i] << 8 | ip[2 * i + 1];
+        run = words[i] == 0 ? run + 1 : 0;
+        if (run <= zeros) continue;
+        zeros = run;
+        zeros_at = i + 1 - run;
+    }
+    for (size_t i = 0; i < 8; i += i == zeros_at ? zeros : 1) {
+        if (i == 0 && zeros_at == 0) *text++ = ':';
+        for (unsigned shift = 16; shift > 0 && i != zeros_at; shift -= 4)
+            if (words[i] >> (shift - 4) > 0 || shift == 4)
+                *text++ = "0123456789abcdef"[words[i] >> (shift - 4) & 15];
+        if (i < 7) *text++ = ':';
+    }
+    *text = '\0';
+}
+
+bool listen_ip_text(const struct sockaddr_storage *any, char text[LISTEN_IP_BYTES]) {
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+    const uint8_t *ipv4 = (const uint8_t *)&((const struct sockaddr_in *)any)->sin_addr;
+    const uint8_t *ipv6 = (const uint8_t *)&((const struct sockaddr_in6 *)any)->sin6_addr;
+    if (any->ss_family == AF_INET)
+        put_ipv4(text, "", ipv4);
+    else if (any->ss_family == AF_INET6 && memcmp(ipv6, mapped, sizeof mapped) == 0)
+        put_ipv4(text, "::ffff:", ipv6 + sizeof mapped);
+    else if (any->ss_family == AF_INET6)
+        put_ipv6(text, ipv6);
+    return any->ss_family == AF_INET || any->ss_family == AF_INET6;
 }
 
 /* Removes a socket that nobody listens on any more. Whatever else is at the path stays. */
@@ -80,7 +115,7 @@ static int remove_stale_socket(const struct address *address) {
 static int describe(struct listener *listener, int fd) {
     struct address address = {.size = sizeof address.any};
     const char *path = address.un.sun_path;
-    char host[INET6_ADDRSTRLEN];
+    char host[LISTEN_IP_BYTES];
     *listener = (struct listener){.fd = fd};
     if (getsockname(fd, (struct sockaddr *)&address.any, &address.size) < 0) return -1;
     int on = 1, family = address.any.ss_family;
@@ -90,7 +125,7 @@ static int describe(struct listener *listener, int fd) {
                   path + is_abstract);
         return 0;
     }
-    if (!inet_ntop(family, ip_of(&address), host, sizeof host)) return -1;
+    if (!listen_ip_text(&address.any, host)) return -1;
     text_join(listener->name, sizeof listener->name, is_v6 ? "[" : "", host, is_v6 ? "]:" : ":",
               DECIMAL(ntohs(address.in.sin_port))); /* which is where sin6_port is */
     /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it back. */

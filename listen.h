@@ -5,6 +5,7 @@
 #define LISTEN_H
 
 #include <stdbool.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -19,6 +20,11 @@ struct listener {
 
 /* Whether text is ADDR:PORT, [ADDR]:PORT (numeric, port 0 for any free one) or unix:PATH. */
 bool listen_is_address(const char *text);
+
+/* Writes the number of an IP socket's address as text, as inet_ntop does (which in musl brings printf
+ * along, a tenth of the static binary). Returns false if it has none. */
+#define LISTEN_IP_BYTES 46 /* as long as INET6_ADDRSTRLEN */
+bool listen_ip_text(const struct sockaddr_storage *any, char text[LISTEN_IP_BYTES]);
 
 /* Listens on an address. A Unix socket left behind by a dead process is replaced, one that somebody
  * answers is not; nor is a file that is no socket. An IPv6 address takes IPv6 alone, so that it and

@@ -4,6 +4,7 @@
  */
 #include "listen.h"
 
+#include <arpa/inet.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -81,10 +82,39 @@ static void test_longest_addresses(void **state) {
     }
 }
 
+/* IP addresses are written as the C library does it, whatever their zeros. */
+static void test_ip_text(void **state) {
+    (void)state;
+    struct sockaddr_storage any = {.ss_family = AF_UNIX};
+    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&any;
+    char text[LISTEN_IP_BYTES], expected[INET6_ADDRSTRLEN];
+    assert_false(listen_ip_text(&any, text));
+    any.ss_family = AF_INET;
+    ((struct sockaddr_in *)&any)->sin_addr.s_addr = htonl(0xc0000207);
+    assert_true(listen_ip_text(&any, text));
+    assert_string_equal(text, "192.0.2.7");
+    any.ss_family = AF_INET6;
+    for (unsigned zeros = 0; zeros < 256; zeros++) /* which of the words are zero */
+        for (unsigned size = 0; size < 4; size++) {
+            static const uint8_t words[][2] = {{0, 1}, {0, 0xc0}, {0xa, 0xbc}, {0xff, 0xff}};
+            for (unsigned i = 0; i < 8; i++)
+                memcpy(&in6->sin6_addr.s6_addr[2 * i], zeros >> i & 1 ? "\0" : (void *)words[size],
+                       2);
+            if ((zeros & 0x7f) == 0x3f) continue; /* obsolete ::192.0.2.7, which glibc knows */
+            assert_true(listen_ip_text(&any, text));
+            inet_ntop(AF_INET6, &in6->sin6_addr, expected, sizeof expected);
+            assert_string_equal(text, expected);
+        }
+    inet_pton(AF_INET6, "::ffff:192.0.2.255", &in6->sin6_addr);
+    assert_true(listen_ip_text(&any, text));
+    assert_string_equal(text, "::ffff:192.0.2.255");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_count_passed),
         cmocka_unit_test(test_longest_addresses),
+        cmocka_unit_test(test_ip_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
