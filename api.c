@@ -1,7 +1,7 @@
 /*
  * api.c: what each request means, and the exact reply it gets.
  *
- *     http_request --> route --> authentication --> arguments --> rules --> reply
+ *     http_request --> route --> authentication --> arguments --> rules --> outcome --> reply
  *                        |             |                |           |
  *                    404, 405         401        415, 400 (JSON)  400, 503
  *
@@ -10,7 +10,7 @@
  * before access to the room. Arguments (what the client wrote) and rules (what may happen) are kept
  * apart: the rules do not know how a call was spelled.
  *
- * Invariants: every body stands in one of two tables, once, with a '%' where its variable text
+ * Invariants: every body stands in one list, the outcomes, once, with a '%' where variable text
  * goes; a constant body is sent from there without a copy. No request makes a body longer than
  * API_MAX_BODY_BYTES. Nothing is remembered between two calls.
  *
@@ -18,42 +18,23 @@
  */
 #include "api.h"
 #include "json.h"
-#include <stdio.h>
+#include "text.h"
 
 #define RETRY_AFTER_S 1 /* seconds until a refused connection is worth another try */
 
-/* ---- Replies --------------------------------------------------------------------------------- */
+/* ---- Outcomes -------------------------------------------------------------------------------- */
 
-enum reply_id {
-    REPLY_SUCCESS,
-    REPLY_UNAUTHORIZED,
-    REPLY_MEDIA_TYPE,
-    REPLY_INVALID_JSON, /* variable text: WHY at byte N */
-    REPLY_MATCH_ERROR,  /* variable text: the type of what is not a string */
-    REPLY_INVALID_ROOM,
-    REPLY_INVALID_KEY_ID,
-    REPLY_KEY_EXISTS,
-    REPLY_STORAGE,
-    REPLY_RESULT,       /* variable text: the rest of a method's result, escaped */
-    REPLY_METHOD_ERROR, /* likewise */
-    REPLY_NO_METHOD,    /* always within a REPLY_METHOD_ERROR */
-    REPLY_INVALID_CALL,
-    REPLY_ROOM, /* variable text: the room's fields */
-    REPLY_NO_ROOM_ID,
-    REPLY_ROOM_NOT_FOUND,
-    REPLY_PATH_NOT_FOUND,
-    REPLY_METHOD_NOT_ALLOWED,
-    REPLY_OPTIONS,
-    REPLY_REFUSED, /* variable text: WHY; the status varies too */
-    REPLY_HEALTHY,
-    REPLY_UNHEALTHY,
-    REPLY_METRICS, /* the body is the metrics' */
+/* What may come of a request. */
+struct outcome {
+    struct http_reply http;
+    struct slice in_call; /* the same within a method's result; success has none */
 };
 
 #define TEXT(literal)                                                                              \
     { (literal), sizeof(literal) - 1 }
-#define JSON(text)  .media_type = TEXT("application/json"), .body = TEXT(text), .is_private = true
-#define PLAIN(text) .media_type = TEXT("text/plain"), .body = TEXT(text)
+#define JSON(code, text)                                                                           \
+    .http = {(code), .media_type = TEXT("application/json"), .body = TEXT(text), .is_private = true}
+#define PLAIN(code, text) .http = {(code), .media_type = TEXT("text/plain"), .body = TEXT(text)}
 
 /* Rocket.Chat's errors: a sentence, its code in brackets, the code once more, sometimes details. */
 #define FAILURE               "{\"success\":false,\"error\":\""
@@ -61,85 +42,127 @@ enum reply_id {
 #define ERROR(sentence, code) FAILURE sentence CODE(code) "}"
 #define ERROR_IN(method, sentence, code)                                                           \
     FAILURE sentence CODE(code) ",\"details\":{\"method\":\"" method "\"}}"
-#define RESULT     "{\"message\":\"{\\\"msg\\\":\\\"result\\\""
 #define ID_OR_NAME "\\\"roomId\\\" or \\\"roomName\\\""
 
-/* Variable text takes the place of a '%'. */
+/* The errors of its methods. */
+#define METEOR_ERROR(error, reason, details, code)                                                 \
+    "{\"isClientSafe\":true,\"error\":" error ",\"reason\":\"" reason "\"" details                 \
+    ",\"message\":\"" reason " [" code "]\",\"errorType\":\"Meteor.Error\"}"
+#define IN_CALL(error) .in_call = TEXT(",\"error\":" error)
+#define FROM_METHOD(code, reason, details)                                                         \
+    IN_CALL(METEOR_ERROR("\"" code "\"", reason, details, code))
+#define RESULT(is_success)                                                                         \
+    "{\"message\":\"{\\\"msg\\\":\\\"result\\\"%}\",\"success\":" is_success "}"
+#define DETAILS ",\"details\":{\"method\":\"e2e.setRoomKeyID\"}"
+
+/* Variable text takes the place of every '%', none of which stands at an end. */
 /* clang-format off */
-static const struct http_reply replies[] = {
-    [REPLY_SUCCESS]       = {200, JSON("{\"success\":true}")},
-    [REPLY_UNAUTHORIZED]  = {401, JSON(FAILURE "unauthorized\"}")},
-    [REPLY_MEDIA_TYPE]    = {415, JSON(ERROR("Content-Type must be application/json",
-                                             "error-unsupported-media-type"))},
-    [REPLY_INVALID_JSON]  = {400, JSON(ERROR("Invalid JSON: %", "error-invalid-json"))},
-    [REPLY_MATCH_ERROR]   = {400, JSON(FAILURE "Match error: Expected string, got %\"}")},
-    [REPLY_INVALID_ROOM]  = {400, JSON(ERROR_IN("canAccessRoom", "Invalid room",
-                                                "error-invalid-room"))},
-    [REPLY_INVALID_KEY_ID] = {400, JSON(ERROR("Invalid key ID: 1 to 255 bytes, no NUL",
-                                              "error-invalid-key-id"))},
-    [REPLY_KEY_EXISTS]    = {400, JSON(ERROR_IN("e2e.setRoomKeyID", "E2E Key ID already exists",
-                                                "error-room-e2e-key-already-exists"))},
-    [REPLY_STORAGE]       = {503, JSON(ERROR("Storage unavailable", "error-storage"))},
-    [REPLY_RESULT]        = {200, JSON(RESULT "%}\",\"success\":true}")},
-    [REPLY_METHOD_ERROR]  = {400, JSON(RESULT "%}\",\"success\":false}")},
-    [REPLY_INVALID_CALL]  = {400, JSON(FAILURE "Invalid method call\"}")},
-    [REPLY_ROOM]          = {200, JSON("{\"room\":{\"_id\":%},\"success\":true}")},
-    [REPLY_NO_ROOM_ID]    = {400, JSON(ERROR("The parameter " ID_OR_NAME " is required",
-                                             "error-roomid-param-not-provided"))},
-    [REPLY_ROOM_NOT_FOUND] = {400, JSON(ERROR("The required " ID_OR_NAME
-                                              " param provided does not match any channel",
-                                              "error-room-not-found"))},
-    [REPLY_PATH_NOT_FOUND] = {404, JSON(FAILURE "Resource not found\"}")},
-    [REPLY_METHOD_NOT_ALLOWED] = {405, JSON(FAILURE "Method Not Allowed\"}")},
-    [REPLY_OPTIONS]       = {.status = 204},
-    [REPLY_REFUSED]       = {400, JSON(FAILURE "%\"}")},
-    [REPLY_HEALTHY]       = {200, PLAIN("ok")},
-    [REPLY_UNHEALTHY]     = {503, PLAIN("storage failed")},
-    [REPLY_METRICS]       = {200, .media_type = TEXT("text/plain; version=0.0.4")},
-};
+static const struct outcome
+    success             = {JSON(200, "{\"success\":true}")},
+    unauthorized        = {JSON(401, FAILURE "unauthorized\"}")},
+    bad_media_type      = {JSON(415, ERROR("Content-Type must be application/json",
+                                           "error-unsupported-media-type"))},
+    invalid_json        = {JSON(400, ERROR("Invalid JSON: % at byte %", "error-invalid-json"))},
+    match_error         = {JSON(400, FAILURE "Match error: Expected string, got %\"}"),
+                           IN_CALL("{\"message\":\"Match error: Expected string, got %\","
+                                   "\"path\":\"\",\"sanitizedError\":"
+                                   METEOR_ERROR("400", "Match failed", "", "400")
+                                   ",\"errorType\":\"Match.Error\"}")},
+    invalid_room        = {JSON(400, ERROR_IN("canAccessRoom", "Invalid room",
+                                              "error-invalid-room")),
+                           FROM_METHOD("error-invalid-room", "Invalid room", DETAILS)},
+    invalid_key_id      = {JSON(400, ERROR("Invalid key ID: 1 to 255 bytes, no NUL",
+                                           "error-invalid-key-id")),
+                           FROM_METHOD("error-invalid-key-id",
+                                       "Invalid key ID: 1 to 255 bytes, no NUL", "")},
+    key_exists          = {JSON(400, ERROR_IN("e2e.setRoomKeyID", "E2E Key ID already exists",
+                                              "error-room-e2e-key-already-exists")),
+                           FROM_METHOD("error-room-e2e-key-already-exists",
+                                       "E2E Key ID already exists", DETAILS)},
+    storage_unavailable = {JSON(503, ERROR("Storage unavailable", "error-storage"))},
+    invalid_call        = {JSON(400, FAILURE "Invalid method call\"}")},
+    call_done           = {JSON(200, RESULT("true"))},
+    call_failed         = {JSON(400, RESULT("false"))},
+    no_method           = {IN_CALL(METEOR_ERROR("404", "Method '%' not found", "", "404"))},
+    room_without_key    = {JSON(200, "{\"room\":{\"_id\":\"%\",\"t\":\"%\"},\"success\":true}")},
+    room_with_key       = {JSON(200, "{\"room\":{\"_id\":\"%\",\"t\":\"%\",\"e2eKeyId\":\"%\"},"
+                                     "\"success\":true}")},
+    no_room_id          = {JSON(400, ERROR("The parameter " ID_OR_NAME " is required",
+                                           "error-roomid-param-not-provided"))},
+    room_not_found      = {JSON(400, ERROR("The required " ID_OR_NAME
+                                           " param provided does not match any channel",
+                                           "error-room-not-found"))},
+    path_not_found      = {JSON(404, FAILURE "Resource not found\"}")},
+    method_not_allowed  = {JSON(405, FAILURE "Method Not Allowed\"}")},
+    options             = {.http = {.status = 204}},
+    refused             = {JSON(400, FAILURE "%\"}")}, /* the status varies, too */
+    healthy             = {PLAIN(200, "ok")},
+    unhealthy           = {PLAIN(503, "storage failed")},
+    metrics_page        = {.http = {.status = 200, /* the body is the metrics' */
+                                    .media_type = TEXT("text/plain; version=0.0.4")}};
 /* clang-format on */
 
-/* A reply whose body is constant, or the beginning of one whose body is not. */
-static void reply_start(struct api_reply *reply, enum reply_id id) {
-    reply->http = replies[id];
-    reply->ticket = 0;
-    reply->exists = id == REPLY_KEY_EXISTS;
+/* A request on its way to its reply. */
+struct exchange {
+    struct api *api;
+    const struct http_request *request;
+    struct api_reply *reply;
+    struct slice body; /* with variable text, or the metrics'; empty: the outcome's own */
+    uint64_t ticket;   /* as in the reply */
+    bool exists;       /* likewise */
+};
+
+/* Makes the reply. */
+static void finish(const struct exchange *exchange, const struct outcome *outcome) {
+    struct api_reply *reply = exchange->reply;
+    reply->http = outcome->http;
+    if (exchange->body.n > 0) reply->http.body = exchange->body;
+    reply->ticket = exchange->ticket;
+    reply->exists = exchange->exists;
 }
 
-/* Adds to a body in .scratch. What has no room is cut off; only an overlong WHY could be. */
-static void reply_add(struct api_reply *reply, struct slice text) {
-    struct slice *body = &reply->http.body;
-    size_t room = sizeof reply->scratch - body->n;
-    size_t n = text.n < room ? text.n : room;
-    memcpy(reply->scratch + body->n, text.p, n);
-    body->n += n;
+/* ---- Variable text --------------------------------------------------------------------------- */
+
+/* A text that is being written. What has no room is cut off; only an overlong WHY could be. */
+struct draft {
+    char *bytes; /* API_MAX_BODY_BYTES */
+    size_t n;
+};
+
+static void add(struct draft *draft, struct slice more) {
+    size_t room = API_MAX_BODY_BYTES - draft->n, n = more.n < room ? more.n : room;
+    memcpy(draft->bytes + draft->n, more.p, n);
+    draft->n += n;
 }
 
-/* Begins a reply with variable text: add that, then what is returned, the rest of the body. */
-static struct slice reply_begin(struct api_reply *reply, enum reply_id id) {
-    struct slice rest = replies[id].body;
-    reply_start(reply, id);
-    reply->http.body = (struct slice){reply->scratch, 0};
-    reply_add(reply, http_cut(&rest, '%'));
-    return rest;
+/* Adds what is plain as it stands within a JSON string. */
+static void add_escaped(struct draft *draft, struct slice plain) {
+    char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
+    while (plain.n > 0) {
+        struct slice piece = {plain.p, plain.n < ID_MAX_BYTES ? plain.n : ID_MAX_BYTES};
+        size_t quoted = json_quote(piece, string);
+        add(draft, (struct slice){string + 1, quoted - 2});
+        plain = (struct slice){plain.p + piece.n, plain.n - piece.n};
+    }
 }
 
-static void reply_with(struct api_reply *reply, enum reply_id id, struct slice text) {
-    struct slice rest = reply_begin(reply, id);
-    reply_add(reply, text);
-    reply_add(reply, rest);
+/* Adds a template, where each '%' gives way to the next of the plain texts, escaped. */
+#define TEXTS(...) ((const struct slice[]){__VA_ARGS__, {NULL, 0}})
+static void add_filled(struct draft *draft, struct slice template, const struct slice *plain) {
+    while (template.n > 0) {
+        add(draft, http_cut(&template, '%'));
+        if (template.n > 0 && plain->p != NULL) add_escaped(draft, *plain++);
+    }
 }
 
-/* Adds text as it stands within a JSON string; text may be a quoted ID. */
-static void reply_add_escaped(struct api_reply *reply, struct slice text) {
-    char string[JSON_QUOTED_BYTES(JSON_QUOTED_BYTES(ID_MAX_BYTES))];
-    reply_add(reply, (struct slice){string + 1, json_quote(text, string) - 2});
-}
-
-static void reply_add_json_string(struct api_reply *reply, struct slice text) {
-    reply_add(reply, SLICE("\""));
-    reply_add_escaped(reply, text);
-    reply_add(reply, SLICE("\""));
+/* Writes the body of an outcome with variable text. Returns the outcome. */
+#define with_text(exchange, outcome, ...) with_texts((exchange), (outcome), TEXTS(__VA_ARGS__))
+static const struct outcome *with_texts(struct exchange *exchange, const struct outcome *outcome,
+                                        const struct slice *plain) {
+    struct draft body = {exchange->reply->scratch, 0};
+    add_filled(&body, outcome->http.body, plain);
+    exchange->body = (struct slice){body.bytes, body.n};
+    return outcome;
 }
 
 /* ---- POST /api/v1/e2e.setRoomKeyID ----------------------------------------------------------- */
@@ -153,8 +176,13 @@ struct argument {
 struct set_call {
     struct json json; /* the body */
     struct argument room, key;
-    enum json_type type; /* REPLY_MATCH_ERROR: of what should be a string */
+    enum json_type type; /* match_error: of what should be a string */
 };
+
+/* By enum json_type, in JavaScript's words: what `typeof` says, and null. */
+static const struct slice type_names[] = {TEXT("undefined"), TEXT("null"),   TEXT("boolean"),
+                                          TEXT("number"),    TEXT("string"), TEXT("object"),
+                                          TEXT("object")};
 
 static void read_argument(struct json *json, const jsmntok_t *value, struct argument *argument) {
     argument->type = json_type(json, value);
@@ -165,20 +193,19 @@ static void read_member(struct json *json, struct slice name, struct argument *a
     read_argument(json, json_member(json, json->root, name), argument);
 }
 
-/* The rules of setting a key ID, whichever endpoint was called. What *ticket becomes is what
- * the reply rests on. */
-static enum reply_id set_key_id(struct api *api, struct set_call *call, uint64_t *ticket) {
-    call->type = call->room.type != JSON_STRING ? call->room.type : call->key.type;
-    if (call->type != JSON_STRING) return REPLY_MATCH_ERROR;
+/* The rules of setting a key ID, whichever endpoint was called. */
+static const struct outcome *set_key_id(struct exchange *exchange, struct set_call *call) {
+    const struct api *api = exchange->api;
     struct store_record record = {api->user, call->room.text, call->key.text};
+    call->type = call->room.type != JSON_STRING ? call->room.type : call->key.type;
+    if (call->type != JSON_STRING) return with_text(exchange, &match_error, type_names[call->type]);
     if (!slice_is_id(record.room) || access_room_type(api->access, record.room, record.user) == 0)
-        return REPLY_INVALID_ROOM;
-    if (!slice_is_id(record.key)) return REPLY_INVALID_KEY_ID;
-    switch (store_set(api->store, &record, ticket)) {
-    case STORE_OK: return REPLY_SUCCESS;
-    case STORE_EXISTS: return REPLY_KEY_EXISTS;
-    default: return REPLY_STORAGE;
-    }
+        return &invalid_room;
+    if (!slice_is_id(record.key)) return &invalid_key_id;
+    enum store_result result = store_set(api->store, &record, &exchange->ticket);
+    exchange->exists = result == STORE_EXISTS;
+    if (result == STORE_EXISTS) return &key_exists;
+    return result == STORE_OK ? &success : &storage_unavailable;
 }
 
 /* Whether the body may be read as JSON. Parameters say nothing: JSON is always UTF-8 (RFC 8259,
@@ -195,57 +222,35 @@ static bool has_json_type(const struct http_request *request) {
 /* Whether the request proves who sends it: api->user. */
 static bool authenticate(struct api *api, const struct http_request *request) {
     struct slice user, token;
-    if (http_field(request, "x-user-id", &user) != 1 ||
-        http_field(request, "x-auth-token", &token) != 1 ||
-        !access_knows_user(api->access, user, token))
-        return false;
-    api->user = user;
-    return true;
+    bool is_known = http_field(request, "x-user-id", &user) == 1 &&
+                    http_field(request, "x-auth-token", &token) == 1 &&
+                    access_knows_user(api->access, user, token);
+    if (is_known) api->user = user;
+    return is_known;
 }
 
-static enum reply_id read_json(struct json *json, struct slice text) {
-    enum json_result result = json_read(json, text);
-    if (result == JSON_INVALID) return REPLY_INVALID_JSON;
-    return result == JSON_OK ? REPLY_SUCCESS : REPLY_STORAGE;
+static const struct outcome *refuse_json(struct exchange *exchange, const struct json *json) {
+    return with_text(exchange, &invalid_json, slice_of(json->why), slice_of(DECIMAL(json->at)));
 }
 
-/* What both endpoints begin with. REPLY_SUCCESS: the user is known, and json_free is due. */
-static enum reply_id read_body(struct api *api, const struct http_request *request,
-                               struct set_call *call) {
-    if (!authenticate(api, request)) return REPLY_UNAUTHORIZED;
-    if (!has_json_type(request)) return REPLY_MEDIA_TYPE;
-    return read_json(&call->json, request->body.n > 0 ? request->body : SLICE("{}"));
+/* What both endpoints begin with. NULL: the user is known, and json_free is due. */
+static const struct outcome *read_body(struct exchange *exchange, struct json *json) {
+    struct slice body = exchange->request->body;
+    if (!authenticate(exchange->api, exchange->request)) return &unauthorized;
+    if (!has_json_type(exchange->request)) return &bad_media_type;
+    enum json_result result = json_read(json, body.n > 0 ? body : SLICE("{}"));
+    if (result == JSON_INVALID) return refuse_json(exchange, json);
+    return result == JSON_OK ? NULL : &storage_unavailable;
 }
 
-/* By enum json_type, in JavaScript's words: what `typeof` says, and null. */
-static const char *const type_names[] = {"undefined", "null",   "boolean", "number",
-                                         "string",    "object", "object"};
-
-static void reply_to_set(struct api_reply *reply, enum reply_id id, const struct set_call *call) {
-    if (id == REPLY_INVALID_JSON) {
-        char why[128];
-        snprintf(why, sizeof why, "%s at byte %zu", call->json.why, call->json.at);
-        reply_with(reply, id, slice_of(why));
-    } else if (id == REPLY_MATCH_ERROR) {
-        reply_with(reply, id, slice_of(type_names[call->type]));
-    } else {
-        reply_start(reply, id);
-    }
-}
-
-static void answer_set(struct api *api, const struct http_request *request,
-                       struct api_reply *reply) {
+static const struct outcome *answer_set(struct exchange *exchange) {
     struct set_call call;
-    uint64_t ticket = 0;
-    enum reply_id id = read_body(api, request, &call);
-    if (id == REPLY_SUCCESS) {
-        read_member(&call.json, SLICE("rid"), &call.room);
-        read_member(&call.json, SLICE("keyID"), &call.key);
-        json_free(&call.json); /* the arguments point into the body, not to tokens */
-        id = call.json.why != NULL ? REPLY_INVALID_JSON : set_key_id(api, &call, &ticket);
-    }
-    reply_to_set(reply, id, &call);
-    reply->ticket = ticket;
+    const struct outcome *outcome = read_body(exchange, &call.json);
+    if (outcome != NULL) return outcome;
+    read_member(&call.json, SLICE("rid"), &call.room);
+    read_member(&call.json, SLICE("keyID"), &call.key);
+    json_free(&call.json); /* the arguments point into the body, not to tokens */
+    return call.json.why != NULL ? refuse_json(exchange, &call.json) : set_key_id(exchange, &call);
 }
 
 /* ---- POST /api/v1/method.call/e2e.setRoomKeyID ----------------------------------------------- */
@@ -264,28 +269,6 @@ struct method_call {
     char message[HTTP_MAX_BODY_BYTES]; /* decoded: escapes only make a text longer, so it fits */
 };
 
-#define METEOR_ERROR(error, reason, details, code)                                                 \
-    "{\"isClientSafe\":true,\"error\":" error ",\"reason\":\"" reason "\"" details                 \
-    ",\"message\":\"" reason " [" code "]\",\"errorType\":\"Meteor.Error\"}"
-#define FROM_METHOD(code, reason, details) METEOR_ERROR("\"" code "\"", reason, details, code)
-#define DETAILS                            ",\"details\":{\"method\":\"e2e.setRoomKeyID\"}"
-
-/* What stands within the result; success has none. Variable text takes the place of every '%'. */
-/* clang-format off */
-static const struct slice method_errors[] = {
-    [REPLY_MATCH_ERROR]    = TEXT("{\"message\":\"Match error: Expected string, got %\","
-                                  "\"path\":\"\",\"sanitizedError\":"
-                                  METEOR_ERROR("400", "Match failed", "", "400")
-                                  ",\"errorType\":\"Match.Error\"}"),
-    [REPLY_INVALID_ROOM]   = TEXT(FROM_METHOD("error-invalid-room", "Invalid room", DETAILS)),
-    [REPLY_INVALID_KEY_ID] = TEXT(FROM_METHOD("error-invalid-key-id",
-                                              "Invalid key ID: 1 to 255 bytes, no NUL", "")),
-    [REPLY_KEY_EXISTS]     = TEXT(FROM_METHOD("error-room-e2e-key-already-exists",
-                                              "E2E Key ID already exists", DETAILS)),
-    [REPLY_NO_METHOD]      = TEXT(METEOR_ERROR("404", "Method '%' not found", "", "404")),
-};
-/* clang-format on */
-
 /* Reads what the message says. Returns whether it has a call's shape. */
 static bool read_message(struct json *json, struct method_call *call) {
     const jsmntok_t *params = json_member(json, json->root, SLICE("params"));
@@ -302,149 +285,116 @@ static bool read_message(struct json *json, struct method_call *call) {
            call->method.type == JSON_STRING && call->method.text.n <= ID_MAX_BYTES;
 }
 
-/* Reads a call. REPLY_SUCCESS: it names a method; its arguments point into the message. */
-static enum reply_id read_call(struct api *api, const struct http_request *request,
-                               struct method_call *call) {
+/* Reads a call. NULL: it names a method; its arguments point into the message. */
+static const struct outcome *read_call(struct exchange *exchange, struct method_call *call) {
     struct json *body = &call->set.json, json;
-    enum reply_id id = read_body(api, request, &call->set);
-    if (id != REPLY_SUCCESS) return id;
+    const struct outcome *outcome = read_body(exchange, body);
+    if (outcome != NULL) return outcome;
     const jsmntok_t *message = json_member(body, body->root, SLICE("message"));
-    call->set.type = json_type(body, message);
+    enum json_type type = json_type(body, message);
     struct slice text = json_string(body, message, call->message, sizeof call->message);
     json_free(body);
-    if (call->set.type != JSON_STRING) return REPLY_MATCH_ERROR;
-    if (body->why != NULL) return REPLY_INVALID_JSON;
-    id = read_json(&json, text);
-    if (id != REPLY_SUCCESS) return id == REPLY_INVALID_JSON ? REPLY_INVALID_CALL : id;
-    id = read_message(&json, call) ? REPLY_SUCCESS : REPLY_INVALID_CALL;
+    if (type != JSON_STRING) return with_text(exchange, &match_error, type_names[type]);
+    if (body->why != NULL) return refuse_json(exchange, body);
+    enum json_result result = json_read(&json, text);
+    if (result != JSON_OK) return result == JSON_INVALID ? &invalid_call : &storage_unavailable;
+    bool is_call = read_message(&json, call);
     json_free(&json);
-    return id;
+    return is_call ? NULL : &invalid_call;
 }
 
-/* The reply to a call that has come as far as a method. */
-static void reply_to_call(struct api_reply *reply, enum reply_id id,
-                          const struct method_call *call) {
-    char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
-    enum reply_id frame = id == REPLY_SUCCESS ? REPLY_RESULT : REPLY_METHOD_ERROR;
-    struct slice rest = method_errors[id];
-    struct slice text = call->method.text;
-    if (id == REPLY_MATCH_ERROR) text = slice_of(type_names[call->set.type]);
-    struct slice after = reply_begin(reply, frame);
-    if (call->id.type == JSON_STRING) {
-        reply_add_escaped(reply, SLICE(",\"id\":"));
-        reply_add_escaped(reply, (struct slice){string, json_quote(call->id.text, string)});
-    }
-    text = (struct slice){string + 1, json_quote(text, string) - 2};
-    if (rest.n > 0) reply_add_escaped(reply, SLICE(",\"error\":"));
-    while (rest.n > 0) {
-        reply_add_escaped(reply, http_cut(&rest, '%'));
-        if (rest.n > 0) reply_add_escaped(reply, text);
-    }
-    reply_add(reply, after);
+/* Says an outcome as a method's result, in place of a body of its own. */
+static const struct outcome *in_result(struct exchange *exchange, const struct method_call *call,
+                                       const struct outcome *outcome) {
+    char bytes[API_MAX_BODY_BYTES];
+    struct draft rest = {bytes, 0};
+    bool is_match_error = outcome == &match_error;
+    struct slice plain = is_match_error ? type_names[call->set.type] : call->method.text;
+    if (call->id.type == JSON_STRING)
+        add_filled(&rest, SLICE(",\"id\":\"%\""), TEXTS(call->id.text));
+    add_filled(&rest, outcome->in_call, TEXTS(plain, plain));
+    const struct outcome *result = outcome == &success ? &call_done : &call_failed;
+    return with_text(exchange, result, (struct slice){bytes, rest.n});
 }
 
-static void answer_call(struct api *api, const struct http_request *request,
-                        struct api_reply *reply) {
+static const struct outcome *answer_call(struct exchange *exchange) {
     struct method_call call;
-    uint64_t ticket = 0;
-    enum reply_id id = read_call(api, request, &call);
-    bool is_call = id == REPLY_SUCCESS;
-    if (is_call && slice_equal(call.method.text, SLICE("e2e.setRoomKeyID")))
-        id = set_key_id(api, &call.set, &ticket);
-    else if (is_call)
-        id = REPLY_NO_METHOD;
-    if (is_call && id != REPLY_STORAGE)
-        reply_to_call(reply, id, &call);
-    else
-        reply_to_set(reply, id, &call.set);
-    reply->exists = id == REPLY_KEY_EXISTS;
-    reply->ticket = ticket;
+    const struct outcome *outcome = read_call(exchange, &call);
+    if (outcome != NULL) return outcome;
+    bool is_set = slice_equal(call.method.text, SLICE("e2e.setRoomKeyID"));
+    outcome = is_set ? set_key_id(exchange, &call.set) : &no_method;
+    return outcome == &storage_unavailable ? outcome : in_result(exchange, &call, outcome);
 }
 
 /* ---- GET /api/v1/rooms.info ------------------------------------------------------------------ */
 
-struct room {
-    struct slice id; /* in .decoded */
-    char decoded[ID_MAX_BYTES + 1];
-    char type;
-    size_t key_size; /* 0: none is set */
-    char key[ID_MAX_BYTES];
-};
+/* How often a name occurs in a query; *value is the last one's, as it is sent. */
+static unsigned find_parameter(struct slice query, struct slice name, struct slice *value) {
+    unsigned count = 0;
+    while (query.n > 0) {
+        struct slice rest = http_cut(&query, '&');
+        if (!slice_equal(http_cut(&rest, '='), name)) continue;
+        *value = rest;
+        count++;
+    }
+    return count;
+}
 
-/* Decodes %XX (RFC 3986, section 2.1); '+' is itself, as it is everywhere outside HTML forms.
- * Returns whether every escape is whole. What is longer than an ID may be is cut off, and still
+/* Decodes %XX (RFC 3986, section 2.1); '+' is itself, as it is everywhere outside HTML forms. An
+ * escape that is not whole leaves nothing. What is longer than an ID may be is cut off, and still
  * longer than that. */
-static bool percent_decode(struct slice text, struct room *room) {
-    room->id = (struct slice){room->decoded, 0};
+static struct slice percent_decode(struct slice text, char decoded[ID_MAX_BYTES + 1]) {
+    size_t n = 0;
     for (size_t i = 0; i < text.n; i++) {
-        unsigned byte = (unsigned char)text.p[i];
+        int byte = (unsigned char)text.p[i];
         if (byte == '%') {
-            int high = text.n - i > 2 ? json_hex_value(text.p[i + 1]) : -1;
-            int low = text.n - i > 2 ? json_hex_value(text.p[i + 2]) : -1;
-            if (high < 0 || low < 0) return false;
-            byte = (unsigned)(high << 4 | low);
+            if (text.n - i <= 2) return SLICE("");
+            byte = json_hex_value(text.p[i + 1]) * 16 | json_hex_value(text.p[i + 2]);
+            if (byte < 0) return SLICE(""); /* as is the value of what is no digit */
             i += 2;
         }
-        if (room->id.n < sizeof room->decoded) room->decoded[room->id.n++] = (char)byte;
+        if (n <= ID_MAX_BYTES) decoded[n++] = (char)byte;
     }
-    return true;
+    return (struct slice){decoded, n};
 }
 
-/* Finds roomId in a query. One that is empty, broken or given twice is as good as none. */
-static enum reply_id read_room_id(struct slice query, struct room *room) {
-    unsigned given = 0;
-    bool usable = false, has_name = false;
-    while (query.n > 0) {
-        struct slice value = http_cut(&query, '&');
-        struct slice name = http_cut(&value, '=');
-        if (slice_equal(name, SLICE("roomId"))) {
-            given++;
-            usable = value.n > 0 && percent_decode(value, room);
-        } else if (slice_equal(name, SLICE("roomName"))) {
-            has_name = true; /* rooms have no names here, so none matches */
-        }
+/* A roomId that is empty, broken or given twice is as good as none. Rooms have no names here, so a
+ * roomName finds none. */
+static const struct outcome *answer_info(struct exchange *exchange) {
+    struct api *api = exchange->api;
+    struct slice query = exchange->request->query, parameter = SLICE("");
+    char decoded[ID_MAX_BYTES + 1], key[ID_MAX_BYTES];
+    if (!authenticate(api, exchange->request)) return &unauthorized;
+    bool is_given = find_parameter(query, SLICE("roomId"), &parameter) == 1;
+    struct slice room = percent_decode(parameter, decoded), key_id = {key, 0};
+    if (!is_given || room.n == 0)
+        return find_parameter(query, SLICE("roomName"), &parameter) > 0 ? &room_not_found
+                                                                        : &no_room_id;
+    char type = slice_is_id(room) ? access_room_type(api->access, room, api->user) : 0;
+    if (type == 0) return &room_not_found;
+    struct slice type_text = {&type, 1};
+    switch (store_get(api->store, room, key, &key_id.n)) {
+    case STORE_OK: return with_text(exchange, &room_with_key, room, type_text, key_id);
+    case STORE_NONE: return with_text(exchange, &room_without_key, room, type_text);
+    default: return &storage_unavailable;
     }
-    if (given == 1 && usable) return REPLY_SUCCESS;
-    return has_name ? REPLY_ROOM_NOT_FOUND : REPLY_NO_ROOM_ID;
-}
-
-static enum reply_id find_room(struct api *api, const struct http_request *request,
-                               struct room *room) {
-    if (!authenticate(api, request)) return REPLY_UNAUTHORIZED;
-    enum reply_id id = read_room_id(request->query, room);
-    if (id != REPLY_SUCCESS) return id;
-    room->type = slice_is_id(room->id) ? access_room_type(api->access, room->id, api->user) : 0;
-    if (room->type == 0) return REPLY_ROOM_NOT_FOUND;
-    room->key_size = 0;
-    enum store_result result = store_get(api->store, room->id, room->key, &room->key_size);
-    return result == STORE_OK || result == STORE_NONE ? REPLY_ROOM : REPLY_STORAGE;
-}
-
-static void answer_info(struct api *api, const struct http_request *request,
-                        struct api_reply *reply) {
-    struct room room;
-    enum reply_id id = find_room(api, request, &room);
-    if (id != REPLY_ROOM) {
-        reply_start(reply, id);
-        return;
-    }
-    struct slice rest = reply_begin(reply, id);
-    reply_add_json_string(reply, room.id);
-    reply_add(reply, SLICE(",\"t\":"));
-    reply_add_json_string(reply, (struct slice){&room.type, 1});
-    if (room.key_size > 0) {
-        reply_add(reply, SLICE(",\"e2eKeyId\":"));
-        reply_add_json_string(reply, (struct slice){room.key, room.key_size});
-    }
-    reply_add(reply, rest);
 }
 
 /* ---- GET /healthz ---------------------------------------------------------------------------- */
 
-static void answer_health(struct api *api, const struct http_request *request,
-                          struct api_reply *reply) {
-    (void)request;
-    reply_start(reply, store_has_failed(api->store) ? REPLY_UNHEALTHY : REPLY_HEALTHY);
+static const struct outcome *answer_health(struct exchange *exchange) {
+    return store_has_failed(exchange->api->store) ? &unhealthy : &healthy;
+}
+
+/* ---- GET /metrics ---------------------------------------------------------------------------- */
+
+static const struct outcome *answer_metrics(struct exchange *exchange) {
+    struct metrics *metrics = exchange->api->metrics;
+    metrics->key_ids = store_key_ids(exchange->api->store);
+    metrics->log_bytes = store_log_bytes(exchange->api->store);
+    metrics->failed = store_has_failed(exchange->api->store);
+    exchange->body = metrics_text(metrics);
+    return &metrics_page;
 }
 
 /* ---- Origins (CORS) -------------------------------------------------------------------------- */
@@ -467,21 +417,9 @@ struct slice api_origin(const struct api *api, const struct http_request *reques
     return (struct slice){NULL, 0};
 }
 
-/* ---- GET /metrics ---------------------------------------------------------------------------- */
-
-static void answer_metrics(struct api *api, const struct http_request *request,
-                           struct api_reply *reply) {
-    (void)request;
-    api->metrics->key_ids = store_key_ids(api->store);
-    api->metrics->log_bytes = store_log_bytes(api->store);
-    api->metrics->failed = store_has_failed(api->store);
-    reply_start(reply, REPLY_METRICS);
-    reply->http.body = metrics_text(api->metrics);
-}
-
 /* ---- Routes ---------------------------------------------------------------------------------- */
 
-typedef void handler(struct api *api, const struct http_request *request, struct api_reply *reply);
+typedef const struct outcome *handler(struct exchange *exchange);
 
 struct route {
     struct slice path;
@@ -514,17 +452,18 @@ static handler *find_handler(const struct route *route, struct slice method) {
 }
 
 void api_answer(struct api *api, const struct http_request *request, struct api_reply *reply) {
+    struct exchange exchange = {.api = api, .request = request, .reply = reply};
     const struct route *route = find_route(request->path);
     if (route != NULL && route->endpoint == AT_METRICS && api->metrics == NULL) route = NULL;
     api->user = SLICE("");
     handler *answer = route != NULL ? find_handler(route, request->method) : NULL;
     if (answer != NULL) {
-        answer(api, request, reply);
+        finish(&exchange, answer(&exchange));
     } else if (route == NULL) {
-        reply_start(reply, REPLY_PATH_NOT_FOUND);
+        finish(&exchange, &path_not_found);
     } else {
         bool asks = slice_equal(request->method, SLICE("OPTIONS"));
-        reply_start(reply, asks ? REPLY_OPTIONS : REPLY_METHOD_NOT_ALLOWED);
+        finish(&exchange, asks ? &options : &method_not_allowed);
         reply->http.allow = route->allow;
     }
     reply->endpoint = route != NULL ? route->endpoint : AT_OTHER;
@@ -532,10 +471,13 @@ void api_answer(struct api *api, const struct http_request *request, struct api_
 }
 
 void api_refuse(int status, const char *why, struct api_reply *reply) {
-    reply_with(reply, REPLY_REFUSED, slice_of(why));
+    struct exchange exchange = {.reply = reply};
+    finish(&exchange, with_text(&exchange, &refused, slice_of(why)));
     reply->http.status = status;
-    reply->endpoint = AT_OTHER;
     reply->http.retry_after_s = status == 503 ? RETRY_AFTER_S : 0;
+    reply->endpoint = AT_OTHER;
 }
 
-void api_storage_unavailable(struct api_reply *reply) { reply_start(reply, REPLY_STORAGE); }
+void api_storage_unavailable(struct api_reply *reply) {
+    finish(&(struct exchange){.reply = reply}, &storage_unavailable);
+}
