@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -585,6 +586,26 @@ static void refuses_a_directory_that_cannot_be(void **state) {
     assert_int_equal(strlen(why), sizeof why - 1); /* cut, and still a string */
 }
 
+/* To the byte: what is longer is not cut into the name of another file. */
+static void takes_paths_as_long_as_there_are(void **state) {
+    char dir[PATH_MAX], why[2 * PATH_MAX];
+    size_t longest = PATH_MAX - sizeof "/users";
+    (void)state;
+    write_file("users", SLICE(SEED_USER " " SEED_HASH "\n"));
+    write_file("rooms", SLICE("r c\n"));
+    memset(dir, '/', sizeof dir);
+    memcpy(dir, fake.dir, strlen(fake.dir));
+    for (size_t size = longest; size < longest + 3; size++) {
+        dir[size] = '\0';
+        struct access *access = access_load(dir, why, sizeof why);
+        assert_int_equal(access != NULL, size == longest);
+        const char *end = "/users: File name too long";
+        if (access == NULL) assert_string_equal(why + strlen(why) - strlen(end), end);
+        access_free(access);
+        dir[size] = '/';
+    }
+}
+
 /* ---- for those who write the files ---- */
 
 /* Whether an ID, put into both files as those who write them do, comes out as itself again: as a
@@ -796,6 +817,7 @@ int main(void) {
         TEST(refuses_bad_rooms),
         TEST(refuses_what_is_no_file),
         TEST(refuses_a_directory_that_cannot_be),
+        TEST(takes_paths_as_long_as_there_are),
         TEST(can_hold_what_reads_back),
         TEST(loads_one_file),
         TEST(reads_files_in_pieces),
