@@ -26,7 +26,7 @@
  * Both offsets are needed to make the answer exact: the hash alone is a guess, and the name alone
  * does not tell which line it stands on.
  *
- * The line for RID * is not in the index. It answers for rooms that are not there, and a client
+ * The line for RID * stands in the index as any other, and answers for rooms that do not: a client
  * that asks for a room called * gets what any such room would get.
  *
  * Refused with file and line: IDs that are not 1 to 255 bytes of UTF-8 without a NUL; a user called
@@ -37,17 +37,19 @@
 #include "access.h"
 #include "sha256.h"
 #include "table.h"
+#include "text.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define LINE_MEMBERS 8
+#define NOWHERE      SIZE_MAX
 
 #define ID_RULE "must be 1 to 255 bytes of UTF-8 without NUL"
 _Static_assert(ID_MAX_BYTES == 255, "ID_RULE says how long");
@@ -57,7 +59,6 @@ static const char NOBODY[] = "- --------------------------------------------";
 _Static_assert(sizeof NOBODY - 1 == 2 + ACCESS_HASH_CHARS, "looks like a line of users");
 
 struct file {
-    const char *name;
     char *bytes; /* owned; size of them are read */
     size_t size;
 };
@@ -70,20 +71,15 @@ struct access {
     struct file users, rooms;
     struct table_key key;
     struct table users_index, rooms_index, members_index;
-    struct membership *members; /* what members_index points at */
-    size_t member_count, member_space;
-    bool has_default;
-    size_t default_line; /* the offset of the line for RID *, if there is one */
+    struct membership *members; /* what members_index points at, as many as that has entries */
+    size_t default_line;        /* the offset of the line for RID *, or NOWHERE */
 };
 
 struct loader {
     struct access *access;
-    const char *dir;
-    const char *users, *rooms; /* the files' names; NULL: not to be read */
-    const struct file *file;   /* the one that is being read */
-    size_t line;               /* its number, from 1 */
-    char *why;
-    size_t why_size;
+    const char *dir, *name; /* of the file that is being read */
+    size_t line;            /* its number, from 1; 0: it is the file as a whole */
+    struct text_why why;
 };
 
 /* ---- words ---- */
@@ -116,13 +112,19 @@ bool access_can_hold(struct slice id) {
 static void skip_line(struct slice *text) {
     const char *newline = text->n > 0 ? memchr(text->p, '\n', text->n) : NULL;
     size_t size = newline != NULL ? (size_t)(newline - text->p) + 1 : text->n;
-    text->p += size;
-    text->n -= size;
+    *text = (struct slice){text->p + size, text->n - size};
 }
 
 /* The file's text from an offset on. */
 static struct slice text_at(const struct file *file, uint64_t offset) {
     return (struct slice){file->bytes + offset, file->size - (size_t)offset};
+}
+
+/* The word that stands at an offset. */
+static struct slice word_at(const struct file *file, uint64_t offset) {
+    struct slice text = text_at(file, offset), word;
+    access_next_word(&text, &word);
+    return word;
 }
 
 /* ---- tokens ---- */
@@ -156,27 +158,19 @@ void access_hash_token(struct slice token, char hash[ACCESS_HASH_CHARS + 1]) {
     hash[ACCESS_HASH_CHARS] = '\0';
 }
 
-static bool is_base64_char(char c) {
-    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' ||
-           c == '/';
-}
-
 /* The last character has two bits that stand for nothing and must be zero (RFC 4648, section 3.5):
- * one in four of the alphabet. */
+ * one in four of the alphabet. Letters are those of ASCII: nobody sets a locale. */
 bool access_is_hash(struct slice word) {
     if (word.n != ACCESS_HASH_CHARS || word.p[ACCESS_HASH_CHARS - 1] != '=') return false;
     for (size_t i = 0; i < ACCESS_HASH_CHARS - 1; i++)
-        if (!is_base64_char(word.p[i])) return false;
+        if (!isalnum((unsigned char)word.p[i]) && word.p[i] != '+' && word.p[i] != '/')
+            return false;
     return memchr("AEIMQUYcgkosw048", word.p[ACCESS_HASH_CHARS - 2], 16) != NULL;
 }
 
 static bool is_same_hash(const char *a, const char *b) {
-    uint32_t x, y, difference = 0;
-    for (size_t i = 0; i < ACCESS_HASH_CHARS; i += sizeof x) {
-        memcpy(&x, a + i, sizeof x);
-        memcpy(&y, b + i, sizeof y);
-        difference |= x ^ y;
-    }
+    int difference = 0;
+    for (size_t i = 0; i < ACCESS_HASH_CHARS; i++) difference |= a[i] ^ b[i];
     return difference == 0;
 }
 
@@ -205,12 +199,12 @@ static bool has_user(const struct access *access, struct slice user, const char 
     struct slice hashed = {hash, ACCESS_HASH_CHARS};
     struct table_search search = table_find(&access->users_index, hash_pair(access, user, hashed));
     uint64_t offset;
-    bool more, found;
-    do {
+    bool more = true, found = false;
+    while (more && !found) {
         more = table_next(&search, &offset);
         struct slice line = more ? text_at(&access->users, offset) : SLICE(NOBODY);
         found = is_users_line(line, user, hash);
-    } while (more && !found);
+    }
     return found;
 }
 
@@ -221,39 +215,31 @@ bool access_knows_user(const struct access *access, struct slice user, struct sl
     return has_user(access, user, hash);
 }
 
-/* Whether there is a line for the room; *line is its offset. */
-static bool find_room(const struct access *access, struct slice room, size_t *line) {
+/* The offset of the room's line, or NOWHERE. */
+static size_t find_room(const struct access *access, struct slice room) {
     struct table_search search = table_find(&access->rooms_index, table_hash(access->key, room));
     uint64_t offset;
-
-    while (table_next(&search, &offset)) {
-        struct slice text = text_at(&access->rooms, offset), name;
-        access_next_word(&text, &name);
-        if (slice_equal(name, room)) {
-            *line = (size_t)offset;
-            return true;
-        }
-    }
-    return false;
+    while (table_next(&search, &offset))
+        if (slice_equal(word_at(&access->rooms, offset), room)) return (size_t)offset;
+    return NOWHERE;
 }
 
 /* Whether user is one of the later members on a room's line; hash is that of the pair of IDs. */
 static bool has_member(const struct access *access, uint64_t hash, size_t line, struct slice user) {
     struct table_search search = table_find(&access->members_index, hash);
     uint64_t number;
-
     while (table_next(&search, &number)) {
         const struct membership *member = &access->members[number];
-        struct slice text = text_at(&access->rooms, member->name), name;
-        access_next_word(&text, &name);
+        struct slice name = word_at(&access->rooms, member->name);
         if (member->line == line && slice_equal(name, user)) return true;
     }
     return false;
 }
 
 char access_room_type(const struct access *access, struct slice room, struct slice user) {
-    size_t line = access->default_line;
-    if (!find_room(access, room, &line) && !access->has_default) return 0;
+    size_t line = find_room(access, room);
+    if (line == NOWHERE) line = access->default_line;
+    if (line == NOWHERE) return 0;
 
     struct slice text = text_at(&access->rooms, line), rid, type, member;
     access_next_word(&text, &rid);
@@ -269,21 +255,14 @@ char access_room_type(const struct access *access, struct slice room, struct sli
 
 /* ---- loading ---- */
 
-static int fail(struct loader *loader, const char *reason) {
-    snprintf(loader->why, loader->why_size, "%s/%s: %s", loader->dir, loader->file->name, reason);
-    return -1;
+static int fail(const struct loader *loader, const char *reason) {
+    if (loader->line == 0)
+        return text_fail(loader->why, loader->dir, "/", loader->name, ": ", reason);
+    const char *line = DECIMAL(loader->line);
+    return text_fail(loader->why, loader->dir, "/", loader->name, ":", line, ": ", reason);
 }
 
-static int fail_line(struct loader *loader, const char *reason) {
-    snprintf(loader->why, loader->why_size, "%s/%s:%zu: %s", loader->dir, loader->file->name,
-             loader->line, reason);
-    return -1;
-}
-
-static int fail_memory(struct loader *loader) {
-    snprintf(loader->why, loader->why_size, "out of memory");
-    return -1;
-}
+static int fail_memory(struct loader *loader) { return text_fail(loader->why, "out of memory"); }
 
 /* Reads fd to its end, wherever that is by then: fstat's size is only a guess at the memory. */
 static int read_all(struct loader *loader, struct file *file, int fd) {
@@ -292,8 +271,8 @@ static int read_all(struct loader *loader, struct file *file, int fd) {
     if (!S_ISREG(info.st_mode)) return fail(loader, "not a regular file");
     if ((uintmax_t)info.st_size > SIZE_MAX / 4) return fail(loader, strerror(EFBIG));
 
-    size_t space = (size_t)info.st_size + 1; /* the byte more lets read() report the end */
-    for (;;) {
+    /* The byte more lets read() report the end. */
+    for (size_t space = (size_t)info.st_size + 1;; space *= 2) {
         char *bytes = realloc(file->bytes, space);
         if (bytes == NULL) return fail_memory(loader);
         file->bytes = bytes;
@@ -303,18 +282,12 @@ static int read_all(struct loader *loader, struct file *file, int fd) {
             if (n < 0 && errno != EINTR) return fail(loader, strerror(errno));
             file->size += n > 0 ? (size_t)n : 0;
         }
-        space *= 2;
     }
 }
 
-static int read_file(struct loader *loader, struct file *file, const char *name) {
-    char path[PATH_MAX];
-    file->name = name;
-    loader->file = file;
-    loader->line = 0;
-
-    int size = snprintf(path, sizeof path, "%s/%s", loader->dir, name);
-    if (size < 0 || (size_t)size >= sizeof path) return fail(loader, strerror(ENAMETOOLONG));
+static int read_file(struct loader *loader, struct file *file) {
+    char path[PATH_MAX + 1]; /* one that has to be cut off is too long for open as well */
+    text_join(path, sizeof path, loader->dir, "/", loader->name);
     /* O_NONBLOCK: opening a FIFO, which is refused a moment later, must not wait for a writer. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return fail(loader, strerror(errno));
@@ -330,8 +303,8 @@ static int add_entry(struct loader *loader, struct table *table, uint64_t hash, 
 }
 
 static int check_user(struct loader *loader, struct slice user) {
-    if (!slice_is_id(user)) return fail_line(loader, "user ID " ID_RULE);
-    if (slice_equal(user, SLICE("-"))) return fail_line(loader, "user ID must not be -");
+    if (!slice_is_id(user)) return fail(loader, "user ID " ID_RULE);
+    if (slice_equal(user, SLICE("-"))) return fail(loader, "user ID must not be -");
     return 0;
 }
 
@@ -343,10 +316,10 @@ static int add_user(struct loader *loader, struct slice *text) {
 
     if (!access_next_word(text, &user)) return 0;
     if (!access_next_word(text, &hashed) || access_next_word(text, &more))
-        return fail_line(loader, "line must be USERID HASHED_TOKEN");
+        return fail(loader, "line must be USERID HASHED_TOKEN");
     if (check_user(loader, user) < 0) return -1;
     if (!access_is_hash(hashed))
-        return fail_line(loader, "hashed token must be 44 characters, the base64 of 32 bytes");
+        return fail(loader, "hashed token must be 44 characters, the base64 of 32 bytes");
     if (has_user(access, user, hashed.p)) return 0;
     return add_entry(loader, &access->users_index, hash_pair(access, user, hashed), line);
 }
@@ -356,53 +329,39 @@ static int add_member(struct loader *loader, size_t line, struct slice rid, stru
     uint64_t hash = hash_pair(access, rid, user);
     if (has_member(access, hash, line, user)) return 0;
 
-    if (access->member_count == access->member_space) {
-        size_t space = access->member_space > 0 ? 2 * access->member_space : 64;
+    size_t count = (size_t)access->members_index.count;
+    if ((count & (count - 1)) == 0) { /* the space, which doubles, is full, or not there yet */
+        size_t space = count > 0 ? 2 * count : 1;
         struct membership *members = reallocarray(access->members, space, sizeof *members);
         if (members == NULL) return fail_memory(loader);
         access->members = members;
-        access->member_space = space;
     }
-    size_t name = (size_t)(user.p - access->rooms.bytes);
-    access->members[access->member_count] = (struct membership){line, name};
-    return add_entry(loader, &access->members_index, hash, access->member_count++);
+    access->members[count] = (struct membership){line, (size_t)(user.p - access->rooms.bytes)};
+    return add_entry(loader, &access->members_index, hash, count);
 }
 
 static int fail_duplicate(struct loader *loader, size_t first) {
     char reason[64];
     size_t number = 1;
     for (size_t i = 0; i < first; i++) number += loader->access->rooms.bytes[i] == '\n';
-    snprintf(reason, sizeof reason, "room is already on line %zu", number);
-    return fail_line(loader, reason);
-}
-
-/* Adds a room's RID, which stands at the offset line. */
-static int add_rid(struct loader *loader, size_t line, struct slice rid) {
-    struct access *access = loader->access;
-    size_t first = access->default_line;
-    bool is_default = slice_equal(rid, SLICE("*"));
-
-    if (is_default ? access->has_default : find_room(access, rid, &first))
-        return fail_duplicate(loader, first);
-    if (!is_default)
-        return add_entry(loader, &access->rooms_index, table_hash(access->key, rid), line);
-    access->has_default = true;
-    access->default_line = line;
-    return 0;
+    text_join(reason, sizeof reason, "room is already on line ", DECIMAL(number));
+    return fail(loader, reason);
 }
 
 /* Adds the line of rooms that text begins with, and takes its words off text. */
 static int add_room(struct loader *loader, struct slice *text) {
-    size_t line = (size_t)(text->p - loader->access->rooms.bytes);
+    struct access *access = loader->access;
+    size_t line = (size_t)(text->p - access->rooms.bytes);
     struct slice rid, type, member;
 
     if (!access_next_word(text, &rid)) return 0;
-    if (!access_next_word(text, &type))
-        return fail_line(loader, "line must be RID TYPE [USERID...]");
-    if (!slice_is_id(rid)) return fail_line(loader, "room ID " ID_RULE);
+    if (!access_next_word(text, &type)) return fail(loader, "line must be RID TYPE [USERID...]");
+    if (!slice_is_id(rid)) return fail(loader, "room ID " ID_RULE);
     if (type.n != 1 || memchr("cpd", type.p[0], 3) == NULL)
-        return fail_line(loader, "type must be c, p or d");
-    if (add_rid(loader, line, rid) < 0) return -1;
+        return fail(loader, "type must be c, p or d");
+    size_t first = find_room(access, rid);
+    if (first != NOWHERE) return fail_duplicate(loader, first);
+    if (add_entry(loader, &access->rooms_index, table_hash(access->key, rid), line) < 0) return -1;
     for (size_t i = 0; access_next_word(text, &member); i++) {
         if (check_user(loader, member) < 0) return -1;
         if (i < LINE_MEMBERS || type.p[0] == 'c') continue;
@@ -411,66 +370,55 @@ static int add_room(struct loader *loader, struct slice *text) {
     return 0;
 }
 
-/* Calls add for each line of the file that is being read. */
-static int add_lines(struct loader *loader, int (*add)(struct loader *, struct slice *)) {
-    struct slice text = text_at(loader->file, 0);
+/* Reads a file and calls add for each of its lines. */
+static int load_file(struct loader *loader, const char *name, struct file *file,
+                     int (*add)(struct loader *, struct slice *)) {
+    loader->name = name;
+    loader->line = 0;
+    if (read_file(loader, file) < 0) return -1;
+    struct slice text = text_at(file, 0);
     bool is_marked = text.n >= 3 && memcmp(text.p, "\xEF\xBB\xBF", 3) == 0;
     for (; text.n > 0; skip_line(&text)) {
         loader->line++;
-        if (is_marked) return fail_line(loader, "begins with a byte order mark");
+        if (is_marked) return fail(loader, "begins with a byte order mark");
         if (text.p[0] != '#' && add(loader, &text) < 0) return -1;
     }
     return 0;
 }
 
-static int draw_key(struct loader *loader, struct table_key *key) {
-    ssize_t n;
-    do n = getrandom(key, sizeof *key, 0);
-    while (n < 0 && errno == EINTR);
-    if (n == (ssize_t)sizeof *key) return 0;
-    snprintf(loader->why, loader->why_size, "no random bytes: %s", strerror(errno));
-    return -1;
-}
-
-static int load(struct loader *loader) {
-    struct access *access = loader->access;
-    if (draw_key(loader, &access->key) < 0) return -1;
+/* Makes what knows nobody and no room yet. */
+static int make_empty(struct loader *loader) {
+    struct access *access = loader->access = calloc(1, sizeof *access);
+    if (access == NULL) return fail_memory(loader);
+    while (getrandom(&access->key, sizeof access->key, 0) != (ssize_t)sizeof access->key)
+        if (errno != EINTR) return text_fail(loader->why, "no random bytes: ", strerror(errno));
     if (table_init(&access->users_index, TABLE_MANY_PARTS) < 0 ||
         table_init(&access->rooms_index, TABLE_MANY_PARTS) < 0 ||
         table_init(&access->members_index, TABLE_MANY_PARTS) < 0)
         return fail_memory(loader);
-    if (loader->users &&
-        (read_file(loader, &access->users, loader->users) < 0 || add_lines(loader, add_user) < 0))
-        return -1;
-    if (loader->rooms &&
-        (read_file(loader, &access->rooms, loader->rooms) < 0 || add_lines(loader, add_room) < 0))
-        return -1;
     return 0;
 }
 
-static struct access *make_access(struct loader *loader) {
-    loader->access = calloc(1, sizeof *loader->access);
-    if (loader->access == NULL) {
-        fail_memory(loader);
-        return NULL;
-    }
-    if (load(loader) < 0) {
+/* Loads the files with these names; NULL: none. */
+static struct access *load(struct loader *loader, const char *users, const char *rooms) {
+    if (make_empty(loader) < 0 ||
+        (users && load_file(loader, users, &loader->access->users, add_user) < 0) ||
+        (rooms && load_file(loader, rooms, &loader->access->rooms, add_room) < 0)) {
         access_free(loader->access);
         return NULL;
     }
+    loader->access->default_line = find_room(loader->access, SLICE("*"));
     return loader->access;
 }
 
 struct access *access_load(const char *dir, char *why, size_t why_size) {
-    struct loader loader = {
-        .dir = dir, .users = "users", .rooms = "rooms", .why = why, .why_size = why_size};
-    return make_access(&loader);
+    struct loader loader = {.dir = dir, .why = {why, why_size}};
+    return load(&loader, "users", "rooms");
 }
 
 struct access *access_load_one(const char *dir, const char *name, char *why, size_t why_size) {
-    struct loader loader = {.dir = dir, .why = why, .why_size = why_size};
-    *(name[0] == 'u' ? &loader.users : &loader.rooms) = name;
-    return make_access(&loader);
+    struct loader loader = {.dir = dir, .why = {why, why_size}};
+    return name[0] == 'u' ? load(&loader, name, NULL) : load(&loader, NULL, name);
 }
 
 void access_free(struct access *access) {
