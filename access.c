@@ -110,7 +110,7 @@ bool access_can_hold(struct slice id) {
 }
 
 static void skip_line(struct slice *text) {
-    const char *newline = text->n > 0 ? memchr(text->p, '\n', text->n) : NULL;
+    const char *newline = memchr(text->p, '\n', text->n);
     size_t size = newline != NULL ? (size_t)(newline - text->p) + 1 : text->n;
     *text = (struct slice){text->p + size, text->n - size};
 }

@@ -444,11 +444,13 @@ static const struct route *find_route(struct slice path) {
     return NULL;
 }
 
-/* Methods are case-sensitive (RFC 9110, section 9.1). */
-static handler *find_handler(const struct route *route, struct slice method) {
-    if (slice_equal(method, SLICE("POST"))) return route->post;
-    if (slice_equal(method, SLICE("GET")) || slice_equal(method, SLICE("HEAD"))) return route->get;
-    return NULL;
+static const struct outcome *answer(struct exchange *exchange, const struct route *route) {
+    struct slice method = exchange->request->method; /* case-sensitive (RFC 9110, section 9.1) */
+    bool is_get = slice_equal(method, SLICE("GET")) || slice_equal(method, SLICE("HEAD"));
+    if (route == NULL) return &path_not_found;
+    if (is_get && route->get != NULL) return route->get(exchange);
+    if (slice_equal(method, SLICE("POST")) && route->post != NULL) return route->post(exchange);
+    return slice_equal(method, SLICE("OPTIONS")) ? &options : &method_not_allowed;
 }
 
 void api_answer(struct api *api, const struct http_request *request, struct api_reply *reply) {
@@ -456,16 +458,9 @@ void api_answer(struct api *api, const struct http_request *request, struct api_
     const struct route *route = find_route(request->path);
     if (route != NULL && route->endpoint == AT_METRICS && api->metrics == NULL) route = NULL;
     api->user = SLICE("");
-    handler *answer = route != NULL ? find_handler(route, request->method) : NULL;
-    if (answer != NULL) {
-        finish(&exchange, answer(&exchange));
-    } else if (route == NULL) {
-        finish(&exchange, &path_not_found);
-    } else {
-        bool asks = slice_equal(request->method, SLICE("OPTIONS"));
-        finish(&exchange, asks ? &options : &method_not_allowed);
-        reply->http.allow = route->allow;
-    }
+    const struct outcome *outcome = answer(&exchange, route);
+    finish(&exchange, outcome);
+    if (outcome == &options || outcome == &method_not_allowed) reply->http.allow = route->allow;
     reply->endpoint = route != NULL ? route->endpoint : AT_OTHER;
     reply->http.head_only = request->is_head;
 }
