@@ -26,15 +26,16 @@
 
 /* What may come of a request. */
 struct outcome {
-    struct http_reply http;
+    int status;
+    bool is_private;
+    struct slice media_type, body;
     struct slice in_call; /* the same within a method's result; success has none */
 };
 
 #define TEXT(literal)                                                                              \
     { (literal), sizeof(literal) - 1 }
-#define JSON(code, text)                                                                           \
-    .http = {(code), .media_type = TEXT("application/json"), .body = TEXT(text), .is_private = true}
-#define PLAIN(code, text) .http = {(code), .media_type = TEXT("text/plain"), .body = TEXT(text)}
+#define JSON(code, text)  (code), true, TEXT("application/json"), .body = TEXT(text)
+#define PLAIN(code, text) (code), false, TEXT("text/plain"), .body = TEXT(text)
 
 /* Rocket.Chat's errors: a sentence, its code in brackets, the code once more, sometimes details. */
 #define FAILURE               "{\"success\":false,\"error\":\""
@@ -94,12 +95,11 @@ static const struct outcome
                                            "error-room-not-found"))},
     path_not_found      = {JSON(404, FAILURE "Resource not found\"}")},
     method_not_allowed  = {JSON(405, FAILURE "Method Not Allowed\"}")},
-    options             = {.http = {.status = 204}},
+    options             = {.status = 204},
     refused             = {JSON(400, FAILURE "%\"}")}, /* the status varies, too */
     healthy             = {PLAIN(200, "ok")},
     unhealthy           = {PLAIN(503, "storage failed")},
-    metrics_page        = {.http = {.status = 200, /* the body is the metrics' */
-                                    .media_type = TEXT("text/plain; version=0.0.4")}};
+    metrics_page        = {.status = 200, .media_type = TEXT("text/plain; version=0.0.4")};
 /* clang-format on */
 
 /* A request on its way to its reply. */
@@ -115,8 +115,10 @@ struct exchange {
 /* Makes the reply. */
 static void finish(const struct exchange *exchange, const struct outcome *outcome) {
     struct api_reply *reply = exchange->reply;
-    reply->http = outcome->http;
-    if (exchange->body.n > 0) reply->http.body = exchange->body;
+    reply->http = (struct http_reply){.status = outcome->status,
+                                      .media_type = outcome->media_type,
+                                      .body = exchange->body.n > 0 ? exchange->body : outcome->body,
+                                      .is_private = outcome->is_private};
     reply->ticket = exchange->ticket;
     reply->exists = exchange->exists;
 }
@@ -160,7 +162,7 @@ static void add_filled(struct draft *draft, struct slice template, const struct 
 static const struct outcome *with_texts(struct exchange *exchange, const struct outcome *outcome,
                                         const struct slice *plain) {
     struct draft body = {exchange->reply->scratch, 0};
-    add_filled(&body, outcome->http.body, plain);
+    add_filled(&body, outcome->body, plain);
     exchange->body = (struct slice){body.bytes, body.n};
     return outcome;
 }
