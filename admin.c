@@ -29,14 +29,12 @@
 #include "listen.h"
 #include "log.h"
 #include "store.h"
+#include "text.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
-#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -47,22 +45,19 @@
 
 #define WHY_BYTES 512
 
-struct arguments {
-    const char *dir;
-    const char *salvage; /* a file to make, or NULL */
-    const char *listen;
-    char **operands; /* followed by a NULL */
-};
-
-static int complain(const char *what, const char *why) {
-    fprintf(stderr, "roomkeyd: %s: %s\n", what, why);
-    return 1;
+/* As fopen, of a name in a directory, and what is made is for its owner alone. */
+static FILE *open_file(int dir_fd, const char *name, int flags) {
+    int fd = openat(dir_fd, name, flags | O_CLOEXEC, 0600);
+    FILE *file = fd < 0 ? NULL : fdopen(fd, flags & O_WRONLY ? "w" : "r");
+    if (fd >= 0 && !file) close(fd);
+    return file;
 }
 
-/* Reports what could not be written to standard output: a full disk, a closed pipe. */
-static int finish_output(void) {
-    bool is_written = fflush(stdout) == 0 && !ferror(stdout);
-    return is_written ? 0 : complain("standard output", strerror(errno));
+/* Whether that was loaded, or why it was not. */
+static bool is_loaded(struct access *access, const char *why, const char *what_then) {
+    if (!access) tell(why, what_then);
+    access_free(access);
+    return access != NULL;
 }
 
 /* ------------------------------------------------------------------------ check */
@@ -107,77 +102,67 @@ static int finish_salvage(struct salvage *salvage) {
 
 /* Inspects the log and, on the way, writes its valid records to a new file. Returns 0, or -1 with
  * the reason in why; then the file is removed again. */
-static int inspect_and_salvage(const struct arguments *arguments,
-                               struct store_inspection *inspection, char *why) {
+static int inspect_and_salvage(const struct options *options, struct store_inspection *inspection,
+                               struct text_why why) {
     struct salvage salvage = {.offset = LOG_FIRST_LINE_BYTES};
-    int fd = open(arguments->salvage, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0 || !(salvage.file = fdopen(fd, "w"))) {
-        snprintf(why, WHY_BYTES, "%s: %s", arguments->salvage, strerror(errno));
-        if (fd >= 0) close(fd);
-        return -1;
-    }
+    salvage.file = open_file(AT_FDCWD, options->salvage, O_WRONLY | O_CREAT | O_EXCL);
+    if (!salvage.file) return text_fail(why, options->salvage, ": ", strerror(errno));
     inspection->visit = salvage_record;
     inspection->context = &salvage;
     if (fputs(LOG_FIRST_LINE, salvage.file) < 0) salvage.error = errno;
-    int result = salvage.error ? -1 : store_inspect(arguments->dir, inspection, why, WHY_BYTES);
+    int result = salvage.error ? -1 : store_inspect(options->dir, inspection, why.text, why.size);
     inspection->context = NULL; /* the salvage lives no longer than this call */
     if (result == 0 && (result = finish_salvage(&salvage)) < 0) salvage.error = errno;
-    if (salvage.error)
-        snprintf(why, WHY_BYTES, "%s: %s", arguments->salvage, strerror(salvage.error));
+    if (salvage.error) text_fail(why, options->salvage, ": ", strerror(salvage.error));
     fclose(salvage.file);
-    if (result < 0) unlink(arguments->salvage);
+    if (result < 0) unlink(options->salvage);
     return result;
 }
 
-static void print_inspection(const char *dir, const struct store_inspection *inspection) {
-    uint64_t bad = inspection->fault_offset, rest = inspection->size - bad;
-    printf("%s/" LOG_NAME ": %" PRIu64 " records in %" PRIu64 " bytes\n", dir, inspection->records,
-           bad);
-    if (!inspection->fault) return;
-    if (inspection->is_damaged) {
-        printf("%s/" LOG_NAME ": damaged at byte %" PRIu64 ": %s\n", dir, bad, inspection->fault);
-        printf("%s/" LOG_NAME ": %" PRIu64 " valid records in the %" PRIu64 " bytes behind that\n",
-               dir, inspection->records_after, rest);
-    } else {
-        printf("%s/" LOG_NAME ": %" PRIu64 " bytes at byte %" PRIu64
-               " are a torn tail, or what a server is writing: %s\n",
-               dir, rest, bad, inspection->fault);
-    }
+static void print_inspection(const struct options *options,
+                             const struct store_inspection *inspection) {
+    const char *dir = options->dir, *fault = inspection->fault;
+    const char *bad = DECIMAL(inspection->fault_offset);
+    const char *rest = DECIMAL(inspection->size - inspection->fault_offset);
+    const char *behind = DECIMAL(inspection->records_after);
+    text_print(stdout, dir, "/" LOG_NAME ": ", DECIMAL(inspection->records), " records in ", bad,
+               " bytes\n");
+    if (inspection->is_damaged)
+        text_print(stdout, dir, "/" LOG_NAME ": damaged at byte ", bad, ": ", fault, "\n", dir,
+                   "/" LOG_NAME ": ", behind, " valid records in the ", rest,
+                   " bytes behind that\n");
+    else if (fault)
+        text_print(stdout, dir, "/" LOG_NAME ": ", rest, " bytes at byte ", bad,
+                   " are a torn tail, or what a server is writing: ", fault, "\n");
+    if (options->salvage)
+        text_print(stdout, options->salvage, ": ",
+                   DECIMAL(inspection->records + inspection->records_after), " records\n");
 }
 
-/* Exit code 1 when a server would not start with these files, or has yet to make the log. */
-static int check(const struct arguments *arguments) {
+/* Fails when a server would not start with these files, or has yet to make the log. */
+int admin_check(const struct options *options) {
     char why[WHY_BYTES];
     struct store_inspection inspection = {.visit = NULL};
-    int code = 0;
-    int result = arguments->salvage ? inspect_and_salvage(arguments, &inspection, why)
-                                    : store_inspect(arguments->dir, &inspection, why, sizeof why);
-    if (result < 0) {
-        fprintf(stderr, "roomkeyd: %s\n", why);
-        code = 1;
-    } else {
-        print_inspection(arguments->dir, &inspection);
-        if (inspection.is_damaged) code = 1;
-        if (arguments->salvage)
-            printf("%s: %" PRIu64 " records\n", arguments->salvage,
-                   inspection.records + inspection.records_after);
-    }
-    struct access *access = access_load(arguments->dir, why, sizeof why);
-    if (!access) {
-        fprintf(stderr, "roomkeyd: %s\n", why);
-        code = 1;
-    }
-    access_free(access);
-    return finish_output() != 0 ? 1 : code;
+    int result = options->salvage
+                     ? inspect_and_salvage(options, &inspection, (struct text_why){why, sizeof why})
+                     : store_inspect(options->dir, &inspection, why, sizeof why);
+    if (result < 0)
+        tell(why);
+    else
+        print_inspection(options, &inspection);
+    if (!is_loaded(access_load(options->dir, why, sizeof why), why, "")) result = -1;
+    if (text_finish_output() < 0 || inspection.is_damaged) result = -1;
+    return result;
 }
 
 /* ------------------------------------------------------------------------ export */
 
-static void print_field(const char *before, struct slice text) {
-    char string[JSON_QUOTED_BYTES(ID_MAX_BYTES)];
-    size_t size = json_quote(text, string);
-    fputs(before, stdout);
-    fwrite(string, 1, size, stdout);
+/* Space for an ID as a JSON string. */
+#define QUOTED_BYTES (JSON_QUOTED_BYTES(ID_MAX_BYTES) + 1)
+
+static const char *quote(struct slice id, char string[QUOTED_BYTES]) {
+    string[json_quote(id, string)] = '\0';
+    return string;
 }
 
 /* The date of http_date in the order of ISO 8601. */
@@ -187,45 +172,36 @@ static void print_time(uint64_t time_ms) {
     char date[HTTP_DATE_BYTES];
     http_date((time_t)(time_ms / 1000), date); /* Thu, 01 Jan 1970 00:00:00 GMT */
     while (memcmp(month, date + 8, 3) != 0) month += 3;
-    printf("%.4s-%02d-%.2sT%.8s.%03uZ", date + 12, (int)(month - months) / 3 + 1, date + 5,
-           date + 17, (unsigned)(time_ms % 1000));
+    date[7] = date[16] = date[25] = '\0'; /* behind day, year and time */
+    text_print(stdout, date + 12, "-", PADDED((uint64_t)(month - months) / 3 + 1, 2), "-", date + 5,
+               "T", date + 17, ".", PADDED(time_ms % 1000, 3), "Z");
 }
 
 static int print_record(void *context, const struct store_record *record, uint64_t time_ms) {
     (void)context;
-    print_field("{\"_id\":", record->room);
-    print_field(",\"e2eKeyId\":", record->key);
-    if (slice_equal(record->user, SLICE("-")))
-        fputs(",\"setBy\":null", stdout);
-    else
-        print_field(",\"setBy\":", record->user);
-    fputs(",\"setAt\":\"", stdout);
+    char room[QUOTED_BYTES], key[QUOTED_BYTES], user[QUOTED_BYTES] = "null";
+    if (!slice_equal(record->user, SLICE("-"))) quote(record->user, user);
+    text_print(stdout, "{\"_id\":", quote(record->room, room),
+               ",\"e2eKeyId\":", quote(record->key, key), ",\"setBy\":", user, ",\"setAt\":\"");
     print_time(time_ms);
-    fputs("\"}\n", stdout);
+    text_print(stdout, "\"}\n");
     return ferror(stdout) ? -1 : 0;
 }
 
 /* Two passes: the first finds out how far the log is whole and syncs it, the second prints that
  * far. So nothing is printed that a crash could take back, as long as the disk keeps its word: after
  * a sync that has failed under a running server, the batch that it refused may still be read. */
-static int export(const struct arguments *arguments) {
+int admin_export(const struct options *options) {
     char why[WHY_BYTES];
     struct store_inspection first = {.visit = NULL};
-    if (store_inspect(arguments->dir, &first, why, sizeof why) < 0) {
-        fprintf(stderr, "roomkeyd: %s\n", why);
-        return 1;
-    }
-    if (first.is_damaged) {
-        fprintf(stderr, "roomkeyd: %s: " LOG_NAME ": damaged at byte %" PRIu64 ": %s; see check\n",
-                arguments->dir, first.fault_offset, first.fault);
-        return 1;
-    }
+    if (store_inspect(options->dir, &first, why, sizeof why) < 0) return tell(why);
+    if (first.is_damaged)
+        return tell(options->dir, ": " LOG_NAME ": damaged at byte ", DECIMAL(first.fault_offset),
+                    ": ", first.fault, "; see check");
     struct store_inspection second = {.visit = print_record, .limit = first.fault_offset};
-    if (store_inspect(arguments->dir, &second, why, sizeof why) < 0 && !ferror(stdout)) {
-        fprintf(stderr, "roomkeyd: %s\n", why);
-        return 1;
-    }
-    return finish_output();
+    if (store_inspect(options->dir, &second, why, sizeof why) < 0 && !ferror(stdout))
+        return tell(why);
+    return text_finish_output();
 }
 
 /* ------------------------------------------------------------------------ replacing a file */
@@ -247,14 +223,14 @@ static void close_edit(const struct edit *edit) {
 
 /* Opens NAME.new when nobody else has it, and empties it. Returns 0, or -1 with errno set. */
 static int lock_new(struct edit *edit) {
-    const int flags = O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC;
     struct stat locked, named;
     do {
         named.st_ino = 0;
         if (edit->file) fclose(edit->file);
-        int fd = openat(edit->dir_fd, edit->new_name, flags, 0600);
-        edit->file = fd < 0 ? NULL : fdopen(fd, "w");
-        if (!edit->file || flock(fd, LOCK_EX) < 0 || fstat(fd, &locked) < 0) return -1;
+        edit->file = open_file(edit->dir_fd, edit->new_name, O_WRONLY | O_CREAT | O_NOFOLLOW);
+        if (!edit->file || flock(fileno(edit->file), LOCK_EX) < 0 ||
+            fstat(fileno(edit->file), &locked) < 0)
+            return -1;
         fstatat(edit->dir_fd, edit->new_name, &named, AT_SYMLINK_NOFOLLOW);
     } while (named.st_ino != locked.st_ino);
     return log_cut(fileno(edit->file), 0);
@@ -274,18 +250,17 @@ static int keep_owner(const struct edit *edit) {
 /* Returns 0, and end_edit is due, or -1, reported. */
 static int begin_edit(struct edit *edit, const char *dir, const char *name) {
     *edit = (struct edit){.dir = dir, .name = name};
-    snprintf(edit->new_name, sizeof edit->new_name, "%s.new", name);
+    text_join(edit->new_name, sizeof edit->new_name, name, ".new");
     edit->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (edit->dir_fd >= 0 && lock_new(edit) == 0) {
-        int fd = openat(edit->dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-        edit->old = fd < 0 ? NULL : fdopen(fd, "r");
+        edit->old = open_file(edit->dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
         if ((edit->old || errno == ENOENT) && keep_owner(edit) == 0) return 0;
         int error = errno;
         unlinkat(edit->dir_fd, edit->new_name, 0);
         errno = error;
     }
-    fprintf(stderr, "roomkeyd: %s: cannot change %s: %s\n", dir, name,
-            errno == ELOOP ? "a symbolic link, which would be replaced" : strerror(errno));
+    tell(dir, ": cannot change ", name, ": ",
+         errno == ELOOP ? "a symbolic link, which would be replaced" : strerror(errno));
     close_edit(edit);
     return -1;
 }
@@ -293,10 +268,8 @@ static int begin_edit(struct edit *edit, const char *dir, const char *name) {
 /* Whether a server would load the old or the new file; says why it would not. */
 static bool can_be_loaded(const struct edit *edit, const char *name) {
     char why[WHY_BYTES];
-    struct access *access = access_load_one(edit->dir, name, why, sizeof why);
-    if (!access) complain(why, "nothing has been changed");
-    access_free(access);
-    return access != NULL;
+    return is_loaded(access_load_one(edit->dir, name, why, sizeof why), why,
+                     ": nothing has been changed");
 }
 
 /* Brings the new file to disk and puts it into the old one's place, if a server would load it.
@@ -307,18 +280,19 @@ static int replace(const struct edit *edit) {
     if (is_written && !can_be_loaded(edit, edit->new_name)) return -1;
     if (is_written && renameat(edit->dir_fd, edit->new_name, edit->dir_fd, edit->name) == 0)
         return 0;
-    return -complain(edit->new_name, strerror(errno));
+    return tell(edit->new_name, ": ", strerror(errno));
 }
 
-/* Ends what begin_edit began: with is_wanted by replacing the file. Returns the exit code. */
+/* Ends what begin_edit began: with is_wanted by replacing the file. Returns 0, or -1, reported, or
+ * if it was not wanted. */
 static int end_edit(const struct edit *edit, bool is_wanted) {
-    int code = is_wanted ? replace(edit) : -1;
-    if (code < 0)
+    int result = is_wanted ? replace(edit) : -1;
+    if (result < 0)
         unlinkat(edit->dir_fd, edit->new_name, 0); /* it is still ours: the lock */
     else if (log_sync_all(edit->dir_fd) < 0)
-        code = complain(edit->dir, strerror(errno));
+        result = tell(edit->dir, ": ", strerror(errno));
     close_edit(edit);
-    return code == 0 ? 0 : 1;
+    return result;
 }
 
 /* ------------------------------------------------------------------------ user, hash-token */
@@ -347,7 +321,7 @@ static int copy_users(const struct edit *edit, struct slice user, struct slice h
     free(line);
     return !edit->old || (feof(edit->old) && !ferror(edit->old))
                ? omitted
-               : -complain(edit->name, strerror(errno));
+               : tell(edit->name, ": ", strerror(errno));
 }
 
 static int make_token(char token[TOKEN_CHARS + 1]) {
@@ -355,38 +329,38 @@ static int make_token(char token[TOKEN_CHARS + 1]) {
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     unsigned char random[TOKEN_CHARS];
     if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
-        return complain("no random bytes", strerror(errno));
+        return tell("no random bytes: ", strerror(errno));
     for (size_t i = 0; i < TOKEN_CHARS; i++) token[i] = alphabet[random[i] & 63];
     token[TOKEN_CHARS] = '\0';
     return 0;
 }
 
-static int user_add(const struct arguments *arguments) {
-    const char *user = arguments->operands[0];
+int admin_user_add(const struct options *options) {
+    const char *user = options->operands[0];
     char token[TOKEN_CHARS + 1], hash[ACCESS_HASH_CHARS + 1];
     struct edit edit;
     if (!access_can_hold(slice_of(user)))
-        return complain(user, "a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #, "
-                              "neither * nor -");
-    if (make_token(token) != 0 || begin_edit(&edit, arguments->dir, "users") < 0) return 1;
+        return tell(user, ": a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #, "
+                          "neither * nor -");
+    if (make_token(token) < 0 || begin_edit(&edit, options->dir, "users") < 0) return -1;
     bool is_copied = copy_users(&edit, SLICE(""), SLICE("")) >= 0;
     access_hash_token(slice_of(token), hash);
-    fprintf(edit.file, "%s %s\n", user, hash);
-    if (end_edit(&edit, is_copied) != 0) return 1;
+    text_print(edit.file, user, " ", hash, "\n");
+    if (end_edit(&edit, is_copied) < 0) return -1;
     signal(SIGPIPE, SIG_IGN); /* that nobody reads the token has to be told */
-    printf("%s\n", token);
-    return finish_output() == 0 ? 0 : complain(hash, "revoke this token, nobody has seen it");
+    text_print(stdout, token, "\n");
+    return text_finish_output() == 0 ? 0 : tell(hash, ": revoke this token, nobody has seen it");
 }
 
-static int user_revoke(const struct arguments *arguments) {
-    const char *user = arguments->operands[0], *hash = arguments->operands[1];
+int admin_user_revoke(const struct options *options) {
+    const char *user = options->operands[0], *hash = options->operands[1];
     struct edit edit;
-    if (begin_edit(&edit, arguments->dir, "users") < 0) return 1;
+    if (begin_edit(&edit, options->dir, "users") < 0) return -1;
     bool could_be_there = access_can_hold(slice_of(user)) && /* or it could mean a comment */
                           (!hash || access_is_hash(slice_of(hash)));
     int revoked =
         could_be_there ? copy_users(&edit, slice_of(user), slice_of(hash ? hash : "")) : 0;
-    if (revoked == 0) complain(user, "no such token");
+    if (revoked == 0) tell(user, ": no such token");
     return end_edit(&edit, revoked > 0);
 }
 
@@ -398,8 +372,8 @@ static bool is_sendable(struct slice token) {
     return token.n > 0 && token.p[0] != ' ' && token.p[token.n - 1] != ' ';
 }
 
-static int hash_token(const struct arguments *arguments) {
-    (void)arguments;
+int admin_hash_token(const struct options *options) {
+    (void)options;
     char hash[ACCESS_HASH_CHARS + 1], *line = NULL;
     size_t space = 0;
     ssize_t size = getline(&line, &space, stdin);
@@ -409,9 +383,9 @@ static int hash_token(const struct arguments *arguments) {
     bool is_token = is_sendable(token) && getc(stdin) == EOF && !ferror(stdin);
     if (is_token) access_hash_token(token, hash);
     free(line);
-    if (!is_token) return complain("standard input", "not a token alone on its line");
-    printf("%s\n", hash);
-    return finish_output();
+    if (!is_token) return tell("standard input: not a token alone on its line");
+    text_print(stdout, hash, "\n");
+    return text_finish_output();
 }
 
 /* ------------------------------------------------------------------------ imports */
@@ -422,9 +396,7 @@ static int hash_token(const struct arguments *arguments) {
 
 /* What becomes of standard input, JSON lines. */
 struct import {
-    int (*take)(struct import *import,
-                struct json *json); /* a line. 0, or -1: .why it is refused */
-    const char *why;
+    int (*take)(struct import *import, struct json *json); /* a line. 0, or -1, reported */
     uint64_t line, taken, known, passed_over;
 
     struct store *store;      /* key IDs go here */
@@ -434,13 +406,12 @@ struct import {
     size_t facts; /* how many */
 };
 
-static int refuse(struct import *import, const char *why) {
-    import->why = why;
-    return -1;
+static int refuse(const struct import *import, const char *why) {
+    return tell("line ", DECIMAL(import->line), ": ", why);
 }
 
 static int pass_over(struct import *import, const char *why) {
-    fprintf(stderr, "roomkeyd: line %" PRIu64 " %s\n", import->line, why);
+    tell("line ", DECIMAL(import->line), " ", why);
     import->passed_over++;
     return 0;
 }
@@ -463,24 +434,29 @@ static int read_lines(struct import *import) {
     bool is_watched = isatty(STDERR_FILENO);
     while (result == 0 && (size = getline(&line, &space, stdin)) > 0) {
         if (++import->line % PROGRESS_LINES == 0 && is_watched)
-            fprintf(stderr, "roomkeyd: %" PRIu64 " lines\r", import->line);
+            text_print(stderr, "roomkeyd: ", DECIMAL(import->line), " lines\r");
         if (strspn(line, " \t\r\n") < (size_t)size)
             result = take_line(import, (struct slice){line, (size_t)size});
     }
     free(line);
-    if (result == 0 && !feof(stdin)) result = refuse(import, strerror(errno));
-    if (result < 0) fprintf(stderr, "roomkeyd: line %" PRIu64 ": %s\n", import->line, import->why);
-    return result;
+    return result == 0 && !feof(stdin) ? refuse(import, strerror(errno)) : result;
 }
 
 static const jsmntok_t *member(const struct json *json, const char *name) {
     return json_member(json, json->root, slice_of(name));
 }
 
-/* A string's characters, as far as they matter to an ID; none where there is no string. */
-static struct slice text_of(struct json *json, const jsmntok_t *value, char id[ID_MAX_BYTES + 1]) {
+/* Space for an ID, and for the byte more that makes it none. */
+#define ID_BYTES (ID_MAX_BYTES + 2)
+
+/* A string's characters, as far as they matter to an ID, which becomes a string in id; none where
+ * there is no string. */
+static struct slice text_of(struct json *json, const jsmntok_t *value, char id[ID_BYTES]) {
     struct slice text = json_string(json, value, id, ID_MAX_BYTES + 1);
-    return json->why ? SLICE("") : text;
+    size_t n = json->why ? 0 : text.n <= ID_MAX_BYTES ? text.n : ID_MAX_BYTES + 1;
+    memmove(id, text.p, n);
+    id[n] = '\0';
+    return (struct slice){id, n};
 }
 
 /* ------------------------------------------------------------------------ import */
@@ -520,7 +496,7 @@ static int set_key(struct import *import, const struct store_record *record) {
 }
 
 static int take_key(struct import *import, struct json *json) {
-    char room[ID_MAX_BYTES + 1], key[ID_MAX_BYTES + 1], user[ID_MAX_BYTES + 1];
+    char room[ID_BYTES], key[ID_BYTES], user[ID_BYTES];
     const jsmntok_t *key_id = member(json, "e2eKeyId"), *set_by = member(json, "setBy");
     struct store_record record = {
         .user = json_type(json, set_by) <= JSON_NULL ? SLICE("-") : text_of(json, set_by, user),
@@ -537,23 +513,23 @@ static int take_key(struct import *import, struct json *json) {
     return set_key(import, &record);
 }
 
-static int import_keys(const struct arguments *arguments) {
+int admin_import(const struct options *options) {
     char why[WHY_BYTES];
     struct import import = {.take = take_key};
-    import.store = store_open(arguments->dir, why, sizeof why);
-    if (!import.store) return complain("cannot import", why);
-    int code = read_lines(&import) == 0 ? 0 : 1;
-    if (settle(&import) < 0) code = complain(arguments->dir, import.why);
-    if (store_close(import.store) < 0) code = 1;
-    printf("%" PRIu64 " set, %" PRIu64 " set already, %" PRIu64 " without a key ID\n", import.taken,
-           import.known, import.passed_over);
-    return finish_output() == 0 ? code : 1;
+    import.store = store_open(options->dir, why, sizeof why);
+    if (!import.store) return tell("cannot import: ", why);
+    int result = read_lines(&import);
+    if (settle(&import) < 0) result = -1;
+    if (store_close(import.store) < 0) result = -1;
+    text_print(stdout, DECIMAL(import.taken), " set, ", DECIMAL(import.known), " set already, ",
+               DECIMAL(import.passed_over), " without a key ID\n");
+    return text_finish_output() == 0 ? result : -1;
 }
 
 /* ------------------------------------------------------------------------ users, rooms import */
 
 static int take_user(struct import *import, struct json *json) {
-    char id[ID_MAX_BYTES + 1], hash[ID_MAX_BYTES + 1];
+    char id[ID_BYTES], hash[ID_BYTES];
     struct slice user = text_of(json, member(json, "_id"), id);
     const jsmntok_t *resume = json_member(json, member(json, "services"), SLICE("resume"));
     const jsmntok_t *tokens = json_member(json, resume, SLICE("loginTokens")), *token = NULL;
@@ -562,12 +538,12 @@ static int take_user(struct import *import, struct json *json) {
     if (json_type(json, tokens) != JSON_ARRAY) return 0;
     while ((token = json_next(json, tokens, token))) {
         struct slice hashed = text_of(json, json_member(json, token, SLICE("hashedToken")), hash);
-        if (!access_is_hash(hashed)) {
+        if (access_is_hash(hashed)) {
+            text_print(import->file, id, " ", hash, "\n");
+            import->taken++;
+        } else {
             pass_over(import, "has a token that is passed over: without a hashedToken");
-            continue;
         }
-        fprintf(import->file, "%.*s %.*s\n", (int)user.n, user.p, (int)hashed.n, hashed.p);
-        import->taken++;
     }
     return 0;
 }
@@ -577,7 +553,7 @@ static int take_user(struct import *import, struct json *json) {
  *     RID 0 TYPE
  *     RID 1 USERID */
 static int take_fact(struct import *import, struct json *json) {
-    char rid[ID_MAX_BYTES + 1], id[ID_MAX_BYTES + 1];
+    char rid[ID_BYTES], id[ID_BYTES];
     bool is_member = member(json, "rid") != NULL;
     const jsmntok_t *user = json_member(json, member(json, "u"), SLICE("_id"));
     struct slice room = text_of(json, member(json, is_member ? "rid" : "_id"), rid);
@@ -591,44 +567,45 @@ static int take_fact(struct import *import, struct json *json) {
     if (!access_can_hold(room) || !access_can_hold(value))
         return pass_over(import, "is passed over: rooms cannot hold its IDs");
     import->facts++;
-    fprintf(import->file, "%.*s %d %.*s%c", (int)room.n, room.p, is_member, (int)value.n, value.p,
-            0);
+    text_print(import->file, rid, is_member ? " 1 " : " 0 ", id);
+    putc('\0', import->file);
     return ferror(import->file) ? refuse(import, strerror(errno)) : 0;
 }
 
 static int compare_facts(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
+    return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 /* Writes a line for each room. Returns 0, or -1, reported: a room of two types is of none. */
-static int write_rooms(struct import *import, const char **facts, FILE *out) {
+static int write_rooms(struct import *import, char **facts, FILE *out) {
     const char *room = "", *last = "";
-    size_t size = 1; /* of "RID " */
+    char type = 0;
     qsort(facts, import->facts, sizeof *facts, compare_facts);
-    for (size_t i = 0; i < import->facts; last = facts[i++]) {
-        const char *fact = facts[i], *value = strchr(fact, ' ') + 3;
-        bool is_room = value[-2] == '0', is_same = strncmp(fact, room, size) == 0;
-        if (strcmp(fact, last) == 0 || (!is_room && !is_same)) {
+    for (size_t i = 0; i < import->facts; i++) {
+        char *rid = facts[i], *rest = strchr(rid, ' '), *value = rest + 3;
+        *rest++ = '\0';
+        bool is_room = rest[0] == '0', is_same = strcmp(rid, room) == 0;
+        if (is_same ? strcmp(rest, last) == 0 : !is_room) {
             import->passed_over++;
         } else if (is_room && is_same) {
-            fprintf(stderr, "roomkeyd: %.*s: a room of two types\n", (int)size - 1, room);
-            return -1;
+            return tell(room, ": a room of two types");
         } else if (is_room) {
-            room = fact;
-            size = (size_t)(value - fact) - 2;
-            fprintf(out, "%s%.*s%s", import->taken++ ? "\n" : "", (int)size, fact, value);
-        } else if (room[size + 2] != 'c') {
-            fprintf(out, " %s", value);
+            room = rid;
+            type = value[0];
+            text_print(out, import->taken++ ? "\n" : "", room, " ", value);
+        } else if (type != 'c') {
+            text_print(out, " ", value);
         }
+        last = rest;
     }
     putc('\n', out);
     return 0;
 }
 
 /* Sorts what was noted, fact by fact with a NUL behind each, into rooms. */
-static int sort_facts(struct import *import, const char *text, FILE *out) {
-    const char **facts = calloc(import->facts + 1, sizeof *facts);
-    if (!facts) return -complain("rooms", strerror(errno));
+static int sort_facts(struct import *import, char *text, FILE *out) {
+    char **facts = calloc(import->facts + 1, sizeof *facts);
+    if (!facts) return tell("rooms: ", strerror(errno));
     for (size_t i = 0; i < import->facts; i++, text += strlen(text) + 1) facts[i] = text;
     int result = write_rooms(import, facts, out);
     free(facts);
@@ -637,28 +614,28 @@ static int sort_facts(struct import *import, const char *text, FILE *out) {
 
 /* Ends an import. Nothing at all to import is a mistake made somewhere else. */
 static int end_import(const struct import *import, const struct edit *edit, int result) {
-    if (result == 0 && import->taken == 0) result = complain(edit->name, "nothing to import");
-    if (end_edit(edit, result == 0) != 0) return 1;
-    printf("%s: %" PRIu64 " lines, %" PRIu64 " passed over\n", edit->name, import->taken,
-           import->passed_over);
-    return finish_output();
+    if (result == 0 && import->taken == 0) result = tell(edit->name, ": nothing to import");
+    if (end_edit(edit, result == 0) < 0) return -1;
+    text_print(stdout, edit->name, ": ", DECIMAL(import->taken), " lines, ",
+               DECIMAL(import->passed_over), " passed over\n");
+    return text_finish_output();
 }
 
-static int users_import(const struct arguments *arguments) {
+int admin_users_import(const struct options *options) {
     struct edit edit;
-    if (begin_edit(&edit, arguments->dir, "users") < 0) return 1;
+    if (begin_edit(&edit, options->dir, "users") < 0) return -1;
     struct import import = {.take = take_user, .file = edit.file};
     return end_import(&import, &edit, read_lines(&import));
 }
 
-static int rooms_import(const struct arguments *arguments) {
+int admin_rooms_import(const struct options *options) {
     struct edit edit;
     char *text = NULL;
     size_t size;
-    if (begin_edit(&edit, arguments->dir, "rooms") < 0) return 1;
+    if (begin_edit(&edit, options->dir, "rooms") < 0) return -1;
     struct import import = {.take = take_fact, .file = open_memstream(&text, &size)};
     int result = import.file ? read_lines(&import) : -1;
-    if (!import.file || fclose(import.file) != 0) result = -complain("rooms", strerror(errno));
+    if (!import.file || fclose(import.file) != 0) result = tell("rooms: ", strerror(errno));
     if (result == 0) result = sort_facts(&import, text, edit.file);
     free(text);
     return end_import(&import, &edit, result);
@@ -668,135 +645,20 @@ static int rooms_import(const struct arguments *arguments) {
 
 #define HEALTH_LIMIT_S 3 /* for each of connecting, asking and being answered */
 
-static int health(const struct arguments *arguments) {
+int admin_health(const struct options *options) {
     static const char request[] =
         "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    const char *address = options->listen_count > 0 ? options->listen[0] : "127.0.0.1:3000";
     char status[sizeof "HTTP/1.1 200"] = "";
-    int fd = listen_connect(arguments->listen, HEALTH_LIMIT_S);
-    if (fd < 0) return complain(arguments->listen, strerror(errno));
+    int fd = listen_connect(address, HEALTH_LIMIT_S);
+    if (fd < 0) return tell(address, ": ", strerror(errno));
     ssize_t n = send(fd, request, sizeof request - 1, MSG_NOSIGNAL);
     if (n > 0) n = recv(fd, status, sizeof status - 1, MSG_WAITALL);
     int error = errno == EAGAIN ? ETIMEDOUT : errno;
     close(fd);
-    if (n < 0) return complain(arguments->listen, strerror(error));
+    if (n < 0) return tell(address, ": ", strerror(error));
     if (strcmp(status, "HTTP/1.1 200") == 0) return 0;
     for (char *c = status; *c != '\0'; c++)
         if (*c < ' ' || *c > '~') *c = '?'; /* it may be anybody's, and goes to a terminal */
-    return complain(arguments->listen, status[0] ? status : "no answer");
-}
-
-/* ------------------------------------------------------------------------ the commands */
-
-struct command {
-    const char *name, *action; /* "user", "add"; action is NULL where the name says it all */
-    int (*run)(const struct arguments *arguments);
-    const char *options; /* the first letters of those it takes */
-    int operands_min, operands_max;
-    const char *usage, *help;
-};
-
-static const struct command commands[] = {
-    {"check", NULL, check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
-     "Says what is wrong with the log, users and rooms, and changes nothing: 1 where a server\n"
-     "would not start, or there is no log yet. With --salvage, writes every valid record to a\n"
-     "new log. Also beside a server."},
-    {"export", NULL, export, "d", 0, 0, "export [--data DIR]",
-     "Prints the key IDs as JSON lines. Also beside a server."},
-    {"import", NULL, import_keys, "d", 0, 0, "import [--data DIR] <FILE",
-     "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
-     "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
-     "room has another key ID; what is before it is on disk, and does no harm a second time."},
-    {"users", "import", users_import, "d", 0, 0, "users import [--data DIR] <FILE",
-     "Replaces users by the login tokens in mongoexport's JSON lines of users."},
-    {"rooms", "import", rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE",
-     "Replaces rooms by those in mongoexport's JSON lines of rocketchat_room and\n"
-     "rocketchat_subscription, together and in any order. Types but c, p and d are passed over."},
-    {"user", "add", user_add, "d", 1, 1, "user add [--data DIR] USERID",
-     "Makes a token, adds its hash to users, and prints the token, once."},
-    {"user", "revoke", user_revoke, "d", 1, 2, "user revoke [--data DIR] USERID [HASH]",
-     "Takes all tokens of a user, or the one with this hash, out of users."},
-    {"hash-token", NULL, hash_token, "", 0, 0, "hash-token",
-     "Reads a token, alone on its line, and prints its hash as it stands in users."},
-    {"health", NULL, health, "l", 0, 0, "health [--listen ADDR]",
-     "Asks a server's /healthz. ADDR is as for the server (default 127.0.0.1:3000). 3 seconds at\n"
-     "most for each of connecting, asking and being answered."},
-};
-static const char COMMON_HELP[] =
-    "\n"
-    "A running server rereads users and rooms when it gets SIGHUP. Exit code: 0 done and well, 1\n"
-    "not, for the reason given, 2 bad usage.\n";
-#define COMMAND_COUNT (sizeof commands / sizeof *commands)
-
-bool admin_has(const char *name) {
-    for (size_t i = 0; i < COMMAND_COUNT; i++)
-        if (strcmp(commands[i].name, name) == 0) return true;
-    return false;
-}
-
-static const struct command *find_command(const char *name, const char *action) {
-    for (size_t i = 0; i < COMMAND_COUNT; i++) {
-        const struct command *command = &commands[i];
-        bool is_action = !command->action || (action && strcmp(command->action, action) == 0);
-        if (strcmp(command->name, name) == 0 && is_action) return command;
-    }
-    return NULL;
-}
-
-/* Says how the commands of this name are used. Returns the exit code. */
-static int misused(const char *name, const char *what) {
-    bool is_asked = what && strcmp(what, "--help") == 0;
-    if (!is_asked) fprintf(stderr, "roomkeyd: unknown or incomplete: '%s'\n", what ? what : name);
-    for (size_t i = 0; i < COMMAND_COUNT; i++)
-        if (strcmp(commands[i].name, name) == 0)
-            fprintf(is_asked ? stdout : stderr, "usage: roomkeyd %s\n", commands[i].usage);
-    return is_asked ? finish_output() : 2;
-}
-
-static const char *option_help(char letter) {
-    switch (letter) {
-    case 'd': return "  --data DIR         the data directory (default data)\n";
-    case 's': return "  --salvage NEWFILE  a log to be made, of every valid record\n";
-    default: return "  --listen ADDR      where the server listens\n";
-    }
-}
-
-/* Runs a command. argv[0] is the last word of its name. */
-static int run_command(const struct command *command, int argc, char **argv) {
-    static const struct option options[] = {
-        {"data", required_argument, NULL, 'd'},
-        {"salvage", required_argument, NULL, 's'},
-        {"listen", required_argument, NULL, 'l'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
-    struct arguments arguments = {.dir = "data", .listen = "127.0.0.1:3000"};
-    int option;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (option == 'h') {
-            printf("usage: roomkeyd %s\n\n%s\n", command->usage, command->help);
-            for (const char *letter = command->options; *letter; letter++)
-                printf("%s%s", letter == command->options ? "\n" : "", option_help(*letter));
-            fputs(COMMON_HELP, stdout);
-            return finish_output();
-        }
-        bool is_bad =
-            !strchr(command->options, option) || (option == 'l' && !listen_is_address(optarg));
-        if (is_bad) return misused(command->name, argv[optind - 1]);
-        *(option == 'd'   ? &arguments.dir
-          : option == 's' ? &arguments.salvage
-                          : &arguments.listen) = optarg;
-    }
-    if (argc - optind < command->operands_min || argc - optind > command->operands_max)
-        return misused(command->name, NULL); /* not what is too much: it might be a token */
-    arguments.operands = argv + optind;
-    return command->run(&arguments);
-}
-
-int admin_run(int argc, char **argv) {
-    const struct command *command = find_command(argv[0], argv[1]);
-    if (!command) return misused(argv[0], argv[1]);
-    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which is reported */
-    int words = command->action ? 1 : 0;
-    return run_command(command, argc - words, argv + words);
+    return tell(address, ": ", status[0] ? status : "no answer");
 }

@@ -4,13 +4,19 @@
 #ifndef ADMIN_H
 #define ADMIN_H
 
-#include <stdbool.h>
+#include "options.h"
 
-/* Whether name is one of them. */
-bool admin_has(const char *name);
-
-/* Runs the command argv[0] with its options. Results go to standard output, the rest to standard
- * error. Returns the process's exit code. Blocks. */
-int admin_run(int argc, char **argv);
+/* Each runs the command that its name ends in (options.c says what that does). Results go to
+ * standard output, the rest to standard error. Returns 0, or -1 when it could not be done, or what
+ * was looked at is not well. Blocks. */
+int admin_check(const struct options *options);
+int admin_export(const struct options *options);
+int admin_import(const struct options *options);
+int admin_users_import(const struct options *options);
+int admin_rooms_import(const struct options *options);
+int admin_user_add(const struct options *options);
+int admin_user_revoke(const struct options *options);
+int admin_hash_token(const struct options *options);
+int admin_health(const struct options *options);
 
 #endif

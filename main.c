@@ -25,39 +25,33 @@
  * access.c says who may, store.c keeps.
  */
 #include "access.h"
-#include "admin.h"
 #include "clock.h"
 #include "conn.h"
 #include "listen.h"
+#include "options.h"
 #include "store.h"
+#include "text.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
-#include <inttypes.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define DRAIN_MS            10000 /* after SIGTERM, to finish what is in flight */
-#define ACCEPT_REST_MS      1000  /* without descriptors, before the listeners try again */
-#define ACCEPT_TELL_MS      60000 /* before that is told again */
-#define RELOAD_RECHECK_MS   20    /* while users and rooms are reread: whether that is done */
-#define EVENTS_PER_PASS     256
-#define ACCEPTS_PER_PASS    256
-#define LISTENERS_MAX       16
-#define CONNECTIONS_DEFAULT 16384
-#define REFUSALS_MAX        64 /* connections beyond the limit that are being told so */
-#define DESCRIPTORS_KEPT    32 /* for listeners, log, directory, epoll, a reload */
+#define DRAIN_MS          10000 /* after SIGTERM, to finish what is in flight */
+#define ACCEPT_REST_MS    1000  /* without descriptors, before the listeners try again */
+#define ACCEPT_TELL_MS    60000 /* before that is told again */
+#define RELOAD_RECHECK_MS 20    /* while users and rooms are reread: whether that is done */
+#define EVENTS_PER_PASS   256
+#define ACCEPTS_PER_PASS  256
+#define REFUSALS_MAX      64 /* connections beyond the limit that are being told so */
+#define DESCRIPTORS_KEPT  32 /* for listeners, log, directory, epoll, a reload */
 
 struct listening {
     struct source source;
@@ -73,20 +67,11 @@ struct reload {
     char why[256];
 };
 
-struct options {
-    const char *dir;
-    const char *listen[LISTENERS_MAX];
-    int listen_count;
-    const char *cors; /* "*", origins, or "" */
-    unsigned max_connections;
-    const char *access_log;
-    bool has_no_metrics;
-};
-
 struct server {
-    struct options options;
+    const struct options *options;
+    unsigned max_connections; /* of those asked for, as many as there are descriptors for */
     struct conns conns;
-    struct listening listening[LISTENERS_MAX];
+    struct listening listening[OPTIONS_LISTEN_MAX];
     int listening_count;
     bool is_resting; /* the listeners are not watched: there are no descriptors left */
     int64_t rest_until_ms, rest_told_ms;
@@ -130,7 +115,7 @@ static bool watch_listeners(struct server *server, uint32_t events) {
 static void rest_listeners(struct server *server, const char *why) {
     int64_t now_ms = server->conns.now_ms;
     if (server->rest_told_ms == 0 || now_ms - server->rest_told_ms >= ACCEPT_TELL_MS) {
-        fprintf(stderr, "roomkeyd: cannot accept connections for now: %s\n", why);
+        tell("cannot accept connections for now: ", why);
         server->rest_told_ms = now_ms;
     }
     server->is_resting = true;
@@ -154,7 +139,7 @@ static bool accept_conns(struct server *server, int listening_fd) {
         int fd = accept4(listening_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
             unsigned served = server->conns.count - server->conns.refusal_count;
-            conns_add(&server->conns, fd, served >= server->options.max_connections);
+            conns_add(&server->conns, fd, served >= server->max_connections);
             continue;
         }
         switch (errno) {
@@ -188,7 +173,7 @@ static void *reload_main(void *argument) {
  * than its signal, reads the same clock. */
 static void notify_reloading(void) {
     char news[64];
-    snprintf(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=%" PRId64, clock_us());
+    text_join(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=", DECIMAL((uint64_t)clock_us()));
     notify(news);
 }
 
@@ -199,7 +184,7 @@ static void start_reload(struct server *server) {
     reload->is_wanted = reload->is_running;
     if (reload->is_running) return;
     int error = pthread_create(&reload->thread, NULL, reload_main, reload);
-    if (error) fprintf(stderr, "roomkeyd: cannot reload: %s\n", strerror(error));
+    if (error) tell("cannot reload: ", strerror(error));
     if (error) notify("READY=1");
     reload->is_running = error == 0;
 }
@@ -214,7 +199,7 @@ static void finish_reload(struct server *server) {
         server->conns.api.access = reload->access;
         reload->access = NULL;
     } else {
-        fprintf(stderr, "roomkeyd: %s; users and rooms stay as they were\n", reload->why);
+        tell(reload->why, "; users and rooms stay as they were");
     }
     if (reload->is_wanted)
         start_reload(server);
@@ -266,7 +251,7 @@ static void move_horizon(struct server *server, int64_t asked_ms, int n) {
     if (server->round_events == 0) server->round_ms = asked_ms;
     server->round_events += (unsigned)n;
     bool saw_all = n < EVENTS_PER_PASS;
-    if (!saw_all && server->round_events < server->conns.count + LISTENERS_MAX + 2) return;
+    if (!saw_all && server->round_events < server->conns.count + OPTIONS_LISTEN_MAX + 2) return;
     server->conns.horizon_ms = saw_all ? asked_ms : server->round_ms;
     server->round_events = 0;
 }
@@ -276,7 +261,7 @@ static int wait_for_events(struct server *server, struct epoll_event *events) {
     int64_t asked_ms = clock_us() / 1000;
     int n = epoll_wait(server->conns.epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server, asked_ms));
     if (n < 0 && errno != EINTR) {
-        fprintf(stderr, "roomkeyd: epoll_wait: %s\n", strerror(errno));
+        tell("epoll_wait: ", strerror(errno));
         abort(); /* EBADF, EFAULT or EINVAL: a defect of this program */
     }
     server->conns.now_us = clock_us();
@@ -329,7 +314,7 @@ static void handle_listener(struct server *server, const struct source *source, 
         accept_conns(server, source->fd);
         return;
     }
-    fprintf(stderr, "roomkeyd: a listening socket has been shut down: stopping\n");
+    tell("a listening socket has been shut down: stopping");
     start_draining(server);
 }
 
@@ -387,16 +372,14 @@ static bool add_listener(struct server *server) {
 /* Takes over the listeners that the service manager has opened; they outlive this process, and what
  * waits in them waits for the next one. */
 static int adopt_listeners(struct server *server) {
-    int count = listen_count_passed(), max = LISTENERS_MAX - server->options.listen_count;
-    if (count < 0 || count > max) {
-        fprintf(stderr, "roomkeyd: LISTEN_FDS is not a number from 0 to %d\n", max);
-        return -1;
-    }
+    int count = listen_count_passed(), max = OPTIONS_LISTEN_MAX - server->options->listen_count;
+    if (count < 0 || count > max)
+        return tell("LISTEN_FDS is not a number from 0 to ", DECIMAL((uint64_t)max));
     for (int fd = LISTEN_PASSED_FD; fd < LISTEN_PASSED_FD + count; fd++) {
         struct listening *listening = &server->listening[server->listening_count];
         if (listen_adopt(&listening->listener, fd) == 0 && add_listener(server)) continue;
-        fprintf(stderr, "roomkeyd: LISTEN_FDS: descriptor %d is no listening stream socket\n", fd);
-        return -1;
+        return tell("LISTEN_FDS: descriptor ", DECIMAL((uint64_t)fd),
+                    " is no listening stream socket");
     }
     return 0;
 }
@@ -405,7 +388,7 @@ static int adopt_listeners(struct server *server) {
  * be either. */
 static int open_listeners(struct server *server) {
     static const char *const defaults[] = {"127.0.0.1:3000", "[::1]:3000"};
-    const struct options *options = &server->options;
+    const struct options *options = server->options;
     if (adopt_listeners(server) < 0) return -1;
     bool is_default = options->listen_count + server->listening_count == 0;
     int count = is_default ? 2 : options->listen_count;
@@ -415,8 +398,7 @@ static int open_listeners(struct server *server) {
         if (listen_open(&listening->listener, text) == 0 && add_listener(server)) continue;
         bool has_no_ipv6 = errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL;
         if (is_default && i == 1 && has_no_ipv6) continue;
-        fprintf(stderr, "roomkeyd: cannot listen on %s: %s\n", text, strerror(errno));
-        return -1;
+        return tell("cannot listen on ", text, ": ", strerror(errno));
     }
     return 0;
 }
@@ -424,7 +406,7 @@ static int open_listeners(struct server *server) {
 /* Says where the server listens, now that it does. */
 static void print_ready_lines(const struct server *server) {
     for (int i = 0; i < server->listening_count; i++)
-        printf("roomkeyd: listening on %s\n", server->listening[i].listener.name);
+        text_print(stdout, "roomkeyd: listening on ", server->listening[i].listener.name, "\n");
     fflush(stdout);
 }
 
@@ -456,21 +438,20 @@ static int watch_signals(struct server *server) {
     if (fd >= 0 &&
         source_watch(server->conns.epoll_fd, &server->signal_source, EPOLL_CTL_ADD, EPOLLIN))
         return 0;
-    fprintf(stderr, "roomkeyd: signalfd: %s\n", strerror(errno));
-    return -1;
+    return tell("signalfd: ", strerror(errno));
 }
 
 /* Raises the descriptor limit as far as it goes, and lowers the connection limit to what it
  * leaves. */
-static void fit_limits(struct options *options) {
+static void fit_limits(struct server *server) {
     struct rlimit limit;
     if (prlimit(0, RLIMIT_NOFILE, NULL, &limit) < 0) return;
     struct rlimit raised = {limit.rlim_max, limit.rlim_max};
     if (prlimit(0, RLIMIT_NOFILE, &raised, NULL) == 0) limit = raised;
     rlim_t kept = DESCRIPTORS_KEPT + REFUSALS_MAX;
     if (limit.rlim_cur <= 2 * kept) kept = limit.rlim_cur / 2;
-    if (options->max_connections > limit.rlim_cur - kept)
-        options->max_connections = (unsigned)(limit.rlim_cur - kept);
+    if (server->max_connections > limit.rlim_cur - kept)
+        server->max_connections = (unsigned)(limit.rlim_cur - kept);
 }
 
 /* Does not push a client off its processor for every request it sends: as a batch process the
@@ -486,30 +467,26 @@ static void prefer_gathering(void) {
 /* Everything that has to be there before the first connection. Returns 0, or -1, reported. */
 static int start(struct server *server) {
     char why[512] = "out of memory";
+    const struct options *options = server->options;
     struct conns *conns = &server->conns;
-    if (conns_init(conns) == 0) server->access = access_load(server->options.dir, why, sizeof why);
-    if (server->access) server->store = store_open(server->options.dir, why, sizeof why);
-    if (!server->store) {
-        fprintf(stderr, "roomkeyd: %s\n", why);
-        return -1;
-    }
+    if (conns_init(conns) == 0) server->access = access_load(options->dir, why, sizeof why);
+    if (server->access) server->store = store_open(options->dir, why, sizeof why);
+    if (!server->store) return tell(why);
     conns->api = (struct api){.access = server->access,
                               .store = server->store,
-                              .origins = slice_of(server->options.cors)};
-    if (!server->options.has_no_metrics) conns->api.metrics = &conns->metrics;
+                              .origins = slice_of(options->cors),
+                              .metrics = options->has_no_metrics ? NULL : &conns->metrics};
     conns->metrics.start_s = (uint64_t)time(NULL);
-    conns->log.path = server->options.access_log;
+    conns->log.path = options->access_log;
     if (access_log_open(&conns->log) < 0) return -1;
     conns->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     server->store_source = (struct source){SOURCE_STORE, store_event_fd(server->store)};
-    server->reload.dir = server->options.dir;
+    server->reload.dir = options->dir;
     /* Edge-triggered: nobody reads the count, and every addition to it is an event all the same. */
     uint32_t edge = EPOLLIN | EPOLLET;
     if (conns->epoll_fd < 0 ||
-        !source_watch(conns->epoll_fd, &server->store_source, EPOLL_CTL_ADD, edge)) {
-        fprintf(stderr, "roomkeyd: epoll: %s\n", strerror(errno));
-        return -1;
-    }
+        !source_watch(conns->epoll_fd, &server->store_source, EPOLL_CTL_ADD, edge))
+        return tell("epoll: ", strerror(errno));
     return watch_signals(server) < 0 ? -1 : open_listeners(server);
 }
 
@@ -519,8 +496,8 @@ static bool stop(struct server *server) {
     conns_free(&server->conns);
     access_log_write(&server->conns.log);
     if (server->conns.log.size > 0 && !server->conns.log.is_told)
-        fprintf(stderr, "roomkeyd: access log: the last %zu bytes are lost: nobody takes them\n",
-                server->conns.log.size);
+        tell("access log: the last ", DECIMAL(server->conns.log.size),
+             " bytes are lost: nobody takes them");
     if (server->reload.is_running) {
         pthread_join(server->reload.thread, NULL);
         access_free(server->reload.access);
@@ -532,133 +509,38 @@ static bool stop(struct server *server) {
     return is_sound;
 }
 
-/* The main job. Returns the process's exit code. */
+/* The main job. Returns 0, or -1, reported. */
 static int serve(const struct options *options) {
     struct server *server = calloc(1, sizeof *server);
     sigset_t set = stop_signals();
-    if (!server) {
-        fprintf(stderr, "roomkeyd: out of memory\n");
-        return 1;
-    }
-    server->options = *options;
+    if (!server) return tell("out of memory");
+    server->options = options;
+    server->max_connections = options->max_connections;
     server->conns.epoll_fd = server->signal_source.fd = -1;
     hold_hangup();
-    fit_limits(&server->options);
+    fit_limits(server);
     prefer_gathering();
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which the store handles */
-    bool has_started = start(server) == 0;
-    if (has_started) {
+    int result = start(server);
+    if (result == 0) {
         print_ready_lines(server);
         notify("READY=1");
         run(server);
     }
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    bool is_sound = stop(server);
+    if (!stop(server)) result = -1;
     free(server);
-    return has_started && is_sound ? 0 : 1;
-}
-
-/* ------------------------------------------------------------------------ options */
-
-static const char USAGE[] =
-    "usage: roomkeyd [serve] [--listen ADDR]... [--data DIR] [--max-connections N]\n"
-    "                        [--cors ORIGIN,...] [--access-log FILE|-] [--no-metrics]\n"
-    "       roomkeyd check|export|import|hash-token|health [--help] ...\n"
-    "       roomkeyd user add|user revoke|users import|rooms import [--help] ...\n";
-
-static const char HELP[] =
-    "\n"
-    "Sets the key ID of an end-to-end encrypted room, once: POST /api/v1/e2e.setRoomKeyID.\n"
-    "\n"
-    "  --listen ADDR         127.0.0.1:3000, 0.0.0.0:3000, [::]:3000 or unix:PATH; port 0 for any\n"
-    "                        free one; may be given several times (default: the sockets that\n"
-    "                        systemd passes, or else 127.0.0.1:3000 and [::1]:3000)\n"
-    "  --data DIR            the directory of users, rooms and keys.log (default data)\n"
-    "  --max-connections N   more than these are answered 503 (default 16384, at most what the\n"
-    "                        descriptor limit leaves)\n"
-    "  --cors ORIGIN,...     lets scripts of web pages from there call: http[s]://HOST[:PORT], or\n"
-    "                        * for any (default none)\n"
-    "  --access-log FILE     a line for each request, Combined Log Format (-: standard output)\n"
-    "  --no-metrics          no GET /metrics\n"
-    "  --help, --version     print this, or the version, and exit\n"
-    "\n"
-    "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
-    "and rooms, reopens the access log. Exit code: 0 stopped, 1 no start, failed disk or second\n"
-    "signal, 2 bad usage.\n";
-
-__attribute__((format(printf, 1, 2))) static int usage_error(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    fprintf(stderr, "roomkeyd: ");
-    vfprintf(stderr, format, args);
-    fprintf(stderr, "\n%s", USAGE);
-    va_end(args);
-    return 2;
-}
-
-static int read_listen(const char *text, struct options *options) {
-    if (!listen_is_address(text))
-        return usage_error("--listen: not ADDR:PORT, [ADDR]:PORT or unix:PATH: '%s'", text);
-    if (options->listen_count == LISTENERS_MAX)
-        return usage_error("--listen: given more than %d times", LISTENERS_MAX);
-    options->listen[options->listen_count++] = text;
-    return 0;
-}
-
-static int read_max_connections(const char *text, struct options *options) {
-    uint64_t n;
-    if (!slice_number(slice_of(text), 1000000, &n) || n == 0)
-        return usage_error("--max-connections: not a number from 1 to 1000000: '%s'", text);
-    options->max_connections = (unsigned)n;
-    return 0;
-}
-
-static int read_cors(char *text, struct options *options) {
-    if (!api_is_origin_list(slice_of(text)))
-        return usage_error("--cors: not http[s]://HOST[:PORT],... or *: '%s'", text);
-    for (char *c = text; *c != '\0'; c++) *c = (char)tolower(*c); /* as browsers write origins */
-    options->cors = text;
-    return 0;
+    return result;
 }
 
 int main(int argc, char **argv) {
-    static const struct option long_options[] = {
-        {"listen", required_argument, NULL, 'l'},
-        {"data", required_argument, NULL, 'd'},
-        {"max-connections", required_argument, NULL, 'm'},
-        {"cors", required_argument, NULL, 'c'},
-        {"access-log", required_argument, NULL, 'a'},
-        {"no-metrics", no_argument, NULL, 'n'},
-        {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'v'},
-        {0},
-    };
-    struct options options = {.dir = "data", .cors = "", .max_connections = CONNECTIONS_DEFAULT};
-    int option, error = 0;
+    struct options options;
     /* A closed one of these would become a file of ours, and what is printed would go there. */
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/", O_PATH) < 0) return 1;
-    if (argc > 1 && admin_has(argv[1])) return admin_run(argc - 1, argv + 1);
-    opterr = 0;
-    while (!error && (option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        switch (option) {
-        case 'l': error = read_listen(optarg, &options); break;
-        case 'd': options.dir = optarg; break;
-        case 'c': error = read_cors(optarg, &options); break;
-        case 'm': error = read_max_connections(optarg, &options); break;
-        case 'a': options.access_log = optarg; break;
-        case 'n': options.has_no_metrics = true; break;
-        case 'h': printf("%s%s", USAGE, HELP); return fflush(stdout) == 0 ? 0 : 1;
-        case 'v': printf("roomkeyd %s\n", ROOMKEYD_VERSION); return fflush(stdout) == 0 ? 0 : 1;
-        default:
-            error = usage_error("unknown option, or a value missing or unasked: '%s'",
-                                argv[optind - 1]);
-        }
-    }
-    if (error) return error;
-    if (optind < argc && strcmp(argv[optind], "serve") == 0) optind++;
-    if (optind < argc)
-        return usage_error("not a command, or not the first word: '%s'", argv[optind]);
-    return serve(&options);
+    signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which is handled */
+    int code = options_read(argc, argv, &options);
+    if (code != OPTIONS_RUN) return code;
+    int result = options.run ? options.run(&options) : serve(&options);
+    return result == 0 ? 0 : 1;
 }

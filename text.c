@@ -9,8 +9,10 @@
  */
 #include "text.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <string.h>
 
 #define LINE_BYTES (PATH_MAX + 512) /* of news: a path and what is wrong with it */
@@ -59,6 +61,11 @@ void text_print_all(FILE *file, ...) {
     va_start(strings, file);
     for (const char *string; (string = va_arg(strings, const char *));) fputs(string, file);
     va_end(strings);
+}
+
+int text_finish_output(void) {
+    bool is_written = fflush(stdout) == 0 && !ferror(stdout);
+    return is_written ? 0 : tell("standard output: ", strerror(errno));
 }
 
 char *text_digits(char buffer[TEXT_DIGITS_BYTES], uint64_t number, unsigned digits) {

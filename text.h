@@ -31,6 +31,10 @@ struct text_why {
 /* Adds strings to a stream, where ferror says whether that could be done. */
 #define text_print(file, ...) text_print_all((file), __VA_ARGS__, (const char *)NULL)
 
+/* Ends a command that has printed. Returns 0, or -1 when standard output did not take it all, a full
+ * disk or a closed pipe, which is told. */
+int text_finish_output(void);
+
 /* A number's digits, as a string that lives as long as the block around it: as many as it has, or
  * so many at least, with zeros before it (20 at most). */
 #define DECIMAL(number)        PADDED((number), 1)

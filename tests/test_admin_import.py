@@ -203,7 +203,7 @@ def test_a_disk_without_space_for_the_last_few(data):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
     code, output, errors = command("import", "--data", data, text=lines(10), preexec_fn=limit)
     assert (code, output) == (1, summary(0))
-    assert f"\nroomkeyd: {data}: the disk is full or has failed\n" in errors  # gcov's may follow
+    assert "\nroomkeyd: line 10: the disk is full or has failed\n" in errors  # gcov's may follow
     assert command("import", "--data", data, text=lines(10)) == (0, summary(10), "")
 
 

@@ -1,0 +1,236 @@
+/*
+ * options.c: the command line.
+ *
+ *     roomkeyd  user add   --data DIR   USERID
+ *               |          |            `- operands
+ *               |          `- options, in any place behind the command, --data=DIR too
+ *               `- the command; where the first word is an option, or none at all: serve
+ *
+ * A command is one entry of a table: what runs it, which options it takes, what --help says of it.
+ *
+ * It refuses options of other commands and values that cannot be meant, and quotes what is wrong;
+ * but no operand of a command: somebody may have put a token there.
+ */
+#include "options.h"
+#include "admin.h"
+#include "api.h"
+#include "listen.h"
+#include "text.h"
+
+#include <ctype.h>
+#include <getopt.h>
+
+#define CONNECTIONS_DEFAULT 16384
+#define CONNECTIONS_MAX     1000000
+
+struct command {
+    const char *name; /* of one word or two */
+    int (*run)(const struct options *options);
+    const char *takes; /* the letters of its options */
+    int operands_min, operands_max;
+    const char *usage, *help;
+};
+
+#define DATA_HELP "  --data DIR         the data directory (default data)\n"
+#define EXIT_HELP                                                                                  \
+    "\nA running server rereads users and rooms when it gets SIGHUP. Exit code: 0 done and "       \
+    "well,\n"                                                                                      \
+    "1 not, for the reason given, 2 bad usage.\n"
+
+static const struct command commands[] = {
+    {"serve", NULL, "ldmcanv", 0, 0,
+     "[serve] [--listen ADDR]... [--data DIR] [--max-connections N]\n"
+     "                        [--cors ORIGIN,...] [--access-log FILE|-] [--no-metrics]",
+     "Sets the key ID of an end-to-end encrypted room, once: POST /api/v1/e2e.setRoomKeyID.\n"
+     "\n"
+     "  --listen ADDR         127.0.0.1:3000, 0.0.0.0:3000, [::]:3000 or unix:PATH; port 0 for "
+     "any\n"
+     "                        free one; may be given several times (default: the sockets that\n"
+     "                        systemd passes, or else 127.0.0.1:3000 and [::1]:3000)\n"
+     "  --data DIR            the directory of users, rooms and keys.log (default data)\n"
+     "  --max-connections N   more than these are answered 503 (default 16384, at most what the\n"
+     "                        descriptor limit leaves)\n"
+     "  --cors ORIGIN,...     lets scripts of web pages from there call: http[s]://HOST[:PORT], "
+     "or\n"
+     "                        * for any (default none)\n"
+     "  --access-log FILE     a line for each request, Combined Log Format (-: standard output)\n"
+     "  --no-metrics          no GET /metrics\n"
+     "  --help, --version     print this, or the version, and exit\n"
+     "\n"
+     "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
+     "and rooms, reopens the access log. Exit code: 0 stopped, 1 no start, failed disk or second\n"
+     "signal, 2 bad usage.\n"},
+    {"check", admin_check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
+     "Says what is wrong with the log, users and rooms, and changes nothing: 1 where a server\n"
+     "would not start, or there is no log yet. With --salvage, writes every valid record to a\n"
+     "new log. Also beside a server.\n"
+     "\n" DATA_HELP "  --salvage NEWFILE  a log to be made, of every valid record\n" EXIT_HELP},
+    {"export", admin_export, "d", 0, 0, "export [--data DIR]",
+     "Prints the key IDs as JSON lines. Also beside a server.\n\n" DATA_HELP EXIT_HELP},
+    {"import", admin_import, "d", 0, 0, "import [--data DIR] <FILE",
+     "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
+     "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
+     "room has another key ID; what is before it is on disk, and does no harm a second time.\n"
+     "\n" DATA_HELP EXIT_HELP},
+    {"users import", admin_users_import, "d", 0, 0, "users import [--data DIR] <FILE",
+     "Replaces users by the login tokens in mongoexport's JSON lines of users.\n"
+     "\n" DATA_HELP EXIT_HELP},
+    {"rooms import", admin_rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE",
+     "Replaces rooms by those in mongoexport's JSON lines of rocketchat_room and\n"
+     "rocketchat_subscription, together and in any order. Types but c, p and d are passed over.\n"
+     "\n" DATA_HELP EXIT_HELP},
+    {"user add", admin_user_add, "d", 1, 1, "user add [--data DIR] USERID",
+     "Makes a token, adds its hash to users, and prints the token, once.\n\n" DATA_HELP EXIT_HELP},
+    {"user revoke", admin_user_revoke, "d", 1, 2, "user revoke [--data DIR] USERID [HASH]",
+     "Takes all tokens of a user, or the one with this hash, out of users.\n"
+     "\n" DATA_HELP EXIT_HELP},
+    {"hash-token", admin_hash_token, "", 0, 0, "hash-token",
+     "Reads a token, alone on its line, and prints its hash as it stands in users.\n" EXIT_HELP},
+    {"health", admin_health, "l", 0, 0, "health [--listen ADDR]",
+     "Asks a server's /healthz. ADDR is as for the server (default 127.0.0.1:3000). 3 seconds at\n"
+     "most for each of connecting, asking and being answered.\n"
+     "\n  --listen ADDR      where the server listens\n" EXIT_HELP},
+};
+#define COMMANDS_END (commands + sizeof commands / sizeof *commands)
+#define SERVE        (commands)
+
+/* Whether a command's first word is this one. */
+static bool begins_with(const struct command *command, const char *word) {
+    size_t n = strlen(word);
+    return strncmp(command->name, word, n) == 0 && (command->name[n] == ' ' || !command->name[n]);
+}
+
+static const struct command *find_command(const char *word, const char *next) {
+    char words[64];
+    text_join(words, sizeof words, word, " ", next ? next : "");
+    for (const struct command *command = commands; command < COMMANDS_END; command++)
+        if (strcmp(command->name, word) == 0 || strcmp(command->name, words) == 0) return command;
+    return NULL;
+}
+
+/* How the commands with this first word are used; with serve's, or if there is none, which others
+ * there are. */
+static void print_usage(FILE *file, const char *word) {
+    bool is_serve = begins_with(SERVE, word), is_any = false;
+    for (const struct command *command = commands; command < COMMANDS_END; command++) {
+        bool is_meant = begins_with(command, word);
+        is_any = is_any || is_meant;
+        if (is_meant)
+            text_print(file, "usage: roomkeyd ", command->usage, "\n");
+        else if (is_serve)
+            text_print(file, "       roomkeyd ", command->name, " [--help] ...\n");
+    }
+    if (!is_any) print_usage(file, SERVE->name);
+}
+
+/* What was asked for has been printed. */
+static int finish(void) { return text_finish_output() == 0 ? 0 : 1; }
+
+/* What is wrong has been told. */
+static int misused(const char *word) {
+    print_usage(stderr, word);
+    return 2;
+}
+
+static int read_listen(const char *text, struct options *options) {
+    if (!listen_is_address(text))
+        return tell("--listen: not ADDR:PORT, [ADDR]:PORT or unix:PATH: '", text, "'");
+    if (options->listen_count == OPTIONS_LISTEN_MAX)
+        return tell("--listen: given more than ", DECIMAL(OPTIONS_LISTEN_MAX), " times");
+    options->listen[options->listen_count++] = text;
+    return 0;
+}
+
+static int read_max_connections(const char *text, struct options *options) {
+    uint64_t n;
+    if (!slice_number(slice_of(text), CONNECTIONS_MAX, &n) || n == 0)
+        return tell("--max-connections: not a number from 1 to ", DECIMAL(CONNECTIONS_MAX), ": '",
+                    text, "'");
+    options->max_connections = (unsigned)n;
+    return 0;
+}
+
+static int read_cors(char *text, struct options *options) {
+    if (!api_is_origin_list(slice_of(text)))
+        return tell("--cors: not http[s]://HOST[:PORT],... or *: '", text, "'");
+    for (char *c = text; *c != '\0'; c++) *c = (char)tolower(*c); /* as browsers write origins */
+    options->cors = text;
+    return 0;
+}
+
+/* Returns 0, or -1, reported. */
+static int read_option(int letter, char *value, struct options *options) {
+    switch (letter) {
+    case 'l': return read_listen(value, options);
+    case 'm': return read_max_connections(value, options);
+    case 'c': return read_cors(value, options);
+    case 'd': options->dir = value; break;
+    case 's': options->salvage = value; break;
+    case 'a': options->access_log = value; break;
+    case 'n': options->has_no_metrics = true; break;
+    }
+    return 0;
+}
+
+static int print_help(const struct command *command) {
+    print_usage(stdout, command->name);
+    text_print(stdout, "\n", command->help);
+    return finish();
+}
+
+/* Reads what stands behind a command; argv[0] is its last word. Returns as options_read does. */
+static int read_arguments(const struct command *command, int argc, char **argv,
+                          struct options *options) {
+    static const struct option known[] = {
+        {"listen", required_argument, NULL, 'l'},
+        {"data", required_argument, NULL, 'd'},
+        {"max-connections", required_argument, NULL, 'm'},
+        {"cors", required_argument, NULL, 'c'},
+        {"access-log", required_argument, NULL, 'a'},
+        {"no-metrics", no_argument, NULL, 'n'},
+        {"salvage", required_argument, NULL, 's'},
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'v'},
+        {0},
+    };
+    int letter;
+    opterr = 0;
+    while ((letter = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        if (letter == 'h') return print_help(command);
+        bool is_known = strchr(command->takes, letter) != NULL;
+        if (!is_known)
+            tell("unknown option, or a value missing or unasked: '", argv[optind - 1], "'");
+        if (!is_known || read_option(letter, optarg, options) < 0) return misused(command->name);
+        if (letter == 'v') {
+            text_print(stdout, "roomkeyd " ROOMKEYD_VERSION "\n");
+            return finish();
+        }
+    }
+    int operands = argc - optind;
+    if (operands < command->operands_min || operands > command->operands_max) {
+        if (command == SERVE)
+            tell("not a command, or not the first word: '", argv[optind], "'");
+        else
+            tell("too few words, or too many");
+        return misused(command->name);
+    }
+    options->run = command->run;
+    options->operands = argv + optind;
+    return OPTIONS_RUN;
+}
+
+int options_read(int argc, char **argv, struct options *options) {
+    bool is_named = argc > 1 && argv[1][0] != '-';
+    const struct command *command = is_named ? find_command(argv[1], argv[2]) : SERVE;
+    *options = (struct options){.dir = "data", .cors = "", .max_connections = CONNECTIONS_DEFAULT};
+    if (command) {
+        int words = !is_named ? 0 : strchr(command->name, ' ') ? 2 : 1;
+        return read_arguments(command, argc - words, argv + words, options);
+    }
+    if (argv[2] && strcmp(argv[2], "--help") == 0) { /* of `user`, say, which alone is none */
+        print_usage(stdout, argv[1]);
+        return finish();
+    }
+    tell("not a command: '", argv[1], "'");
+    return misused(argv[1]);
+}
