@@ -53,29 +53,34 @@ static FILE *open_file(int dir_fd, const char *name, int flags) {
     return file;
 }
 
-/* Whether that was loaded, or why it was not. */
+/* Whether that was loaded; tells why it was not. */
 static bool is_loaded(struct access *access, const char *why, const char *what_then) {
-    if (!access) tell(why, what_then);
+    bool is_there = access != NULL;
+    if (!is_there) tell(why, what_then);
     access_free(access);
-    return access != NULL;
+    return is_there;
 }
 
 /* ------------------------------------------------------------------------ check */
 
 /* A new log in the making: one batch with every valid record of another, and a seal. */
 struct salvage {
-    FILE *file;
-    uint64_t offset;
+    int fd;
+    uint64_t size, records;
     int error; /* of its file, where that could not be written */
 };
 
+static int note_error(struct salvage *salvage, int result) {
+    if (result < 0) salvage->error = errno;
+    return result;
+}
+
 static int write_line(struct salvage *salvage, const struct log_line *line) {
     char bytes[LOG_LINE_MAX_BYTES];
-    size_t size = log_format(line, bytes);
-    salvage->offset += size;
-    if (fwrite(bytes, 1, size, salvage->file) == size) return 0;
-    salvage->error = errno;
-    return -1;
+    struct slice text = {bytes, log_format(line, bytes)};
+    uint64_t at = salvage->size;
+    salvage->size += text.n;
+    return note_error(salvage, log_write_at(salvage->fd, text, at));
 }
 
 static int salvage_record(void *context, const struct store_record *record, uint64_t time_ms) {
@@ -87,69 +92,56 @@ static int salvage_record(void *context, const struct store_record *record, uint
         .room = {room, log_escape(record->room, room)},
         .key = {key, log_escape(record->key, key)},
     };
+    ((struct salvage *)context)->records++;
     return write_line(context, &line);
 }
 
-/* Ends a salvaged log: the seal, which certifies it, is written only when all before it is on
- * disk. */
-static int finish_salvage(struct salvage *salvage) {
-    int fd = fileno(salvage->file);
-    if (fflush(salvage->file) != 0 || log_sync_all(fd) < 0) return -1;
-    struct log_line seal = {.batch = salvage->offset, .is_seal = true};
-    if (write_line(salvage, &seal) < 0 || fflush(salvage->file) != 0) return -1;
-    return log_sync_all(fd);
+/* Writes a log's valid records to a new one. Returns 0, or -1, reported: then there is no new one. */
+static int salvage_log(const struct options *options) {
+    char why[WHY_BYTES];
+    int fd = open(options->salvage, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    struct salvage salvage = {.fd = fd, .size = LOG_FIRST_LINE_BYTES};
+    struct store_inspection inspection = {.visit = salvage_record, .context = &salvage};
+    if (fd < 0) return tell(options->salvage, ": ", strerror(errno));
+    int result = note_error(&salvage, log_write_at(fd, SLICE(LOG_FIRST_LINE), 0));
+    if (result == 0) result = store_inspect(options->dir, &inspection, why, sizeof why);
+    if (result == 0) result = note_error(&salvage, log_sync_all(fd));
+    struct log_line seal = {.batch = salvage.size, .is_seal = true}; /* of what is on disk now */
+    if (result == 0) result = write_line(&salvage, &seal);
+    if (result == 0) result = note_error(&salvage, log_sync_all(fd));
+    close(fd);
+    if (salvage.error) text_join(why, sizeof why, options->salvage, ": ", strerror(salvage.error));
+    if (result == 0)
+        text_print(stdout, options->salvage, ": ", DECIMAL(salvage.records), " records\n");
+    else
+        unlink(options->salvage);
+    return result == 0 ? 0 : tell(why);
 }
 
-/* Inspects the log and, on the way, writes its valid records to a new file. Returns 0, or -1 with
- * the reason in why; then the file is removed again. */
-static int inspect_and_salvage(const struct options *options, struct store_inspection *inspection,
-                               struct text_why why) {
-    struct salvage salvage = {.offset = LOG_FIRST_LINE_BYTES};
-    salvage.file = open_file(AT_FDCWD, options->salvage, O_WRONLY | O_CREAT | O_EXCL);
-    if (!salvage.file) return text_fail(why, options->salvage, ": ", strerror(errno));
-    inspection->visit = salvage_record;
-    inspection->context = &salvage;
-    if (fputs(LOG_FIRST_LINE, salvage.file) < 0) salvage.error = errno;
-    int result = salvage.error ? -1 : store_inspect(options->dir, inspection, why.text, why.size);
-    inspection->context = NULL; /* the salvage lives no longer than this call */
-    if (result == 0 && (result = finish_salvage(&salvage)) < 0) salvage.error = errno;
-    if (salvage.error) text_fail(why, options->salvage, ": ", strerror(salvage.error));
-    fclose(salvage.file);
-    if (result < 0) unlink(options->salvage);
-    return result;
-}
-
-static void print_inspection(const struct options *options,
-                             const struct store_inspection *inspection) {
-    const char *dir = options->dir, *fault = inspection->fault;
-    const char *bad = DECIMAL(inspection->fault_offset);
+static void print_inspection(const char *dir, const struct store_inspection *inspection) {
+    const char *bad = DECIMAL(inspection->fault_offset), *fault = inspection->fault;
     const char *rest = DECIMAL(inspection->size - inspection->fault_offset);
-    const char *behind = DECIMAL(inspection->records_after);
     text_print(stdout, dir, "/" LOG_NAME ": ", DECIMAL(inspection->records), " records in ", bad,
                " bytes\n");
     if (inspection->is_damaged)
         text_print(stdout, dir, "/" LOG_NAME ": damaged at byte ", bad, ": ", fault, "\n", dir,
-                   "/" LOG_NAME ": ", behind, " valid records in the ", rest,
-                   " bytes behind that\n");
+                   "/" LOG_NAME ": ", DECIMAL(inspection->records_after), " valid records in the ",
+                   rest, " bytes behind that\n");
     else if (fault)
         text_print(stdout, dir, "/" LOG_NAME ": ", rest, " bytes at byte ", bad,
                    " are a torn tail, or what a server is writing: ", fault, "\n");
-    if (options->salvage)
-        text_print(stdout, options->salvage, ": ",
-                   DECIMAL(inspection->records + inspection->records_after), " records\n");
 }
 
 /* Fails when a server would not start with these files, or has yet to make the log. */
 int admin_check(const struct options *options) {
     char why[WHY_BYTES];
     struct store_inspection inspection = {.visit = NULL};
-    int result = options->salvage
-                     ? inspect_and_salvage(options, &inspection, (struct text_why){why, sizeof why})
-                     : store_inspect(options->dir, &inspection, why, sizeof why);
-    if (result < 0)
-        tell(why);
+    int result = store_inspect(options->dir, &inspection, why, sizeof why);
+    if (result == 0)
+        print_inspection(options->dir, &inspection);
     else
-        print_inspection(options, &inspection);
+        tell(why);
+    if (result == 0 && options->salvage) result = salvage_log(options);
     if (!is_loaded(access_load(options->dir, why, sizeof why), why, "")) result = -1;
     if (text_finish_output() < 0 || inspection.is_damaged) result = -1;
     return result;

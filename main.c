@@ -128,37 +128,32 @@ static void wake_listeners(struct server *server) {
     server->rest_until_ms = server->conns.now_ms + ACCEPT_REST_MS;
 }
 
+/* Whether an error of accept is the trouble of one connection (accept(2)): the next may be well. */
+static bool is_of_one(int error) {
+    static const int errors[] = {EINTR,    ECONNABORTED, EPROTO,    ENOPROTOOPT,  EOPNOTSUPP,
+                                 ENETDOWN, ENETUNREACH,  EHOSTDOWN, EHOSTUNREACH, ENONET};
+    for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
+        if (errors[i] == error) return true;
+    return false;
+}
+
 /* Accepts a bounded number of connections. Returns whether there may be more. */
 static bool accept_conns(struct server *server, int listening_fd) {
-    for (int i = 0; i < ACCEPTS_PER_PASS; i++) {
-        if (server->is_resting) return false;
-        if (server->conns.refusal_count >= REFUSALS_MAX) {
-            rest_listeners(server, "too many connections beyond the limit");
-            return false;
-        }
-        int fd = accept4(listening_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    for (int i = 0; i < ACCEPTS_PER_PASS && !server->is_resting; i++) {
+        bool has_room = server->conns.refusal_count < REFUSALS_MAX;
+        int fd = has_room ? accept4(listening_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC) : -1;
         if (fd >= 0) {
             unsigned served = server->conns.count - server->conns.refusal_count;
             conns_add(&server->conns, fd, served >= server->max_connections);
-            continue;
-        }
-        switch (errno) {
-        case EAGAIN:
-        case EINVAL: return false; /* nobody waits; or it was shut down, as handle_listener hears */
-        case EINTR:
-        case ECONNABORTED:
-        case EPROTO:
-        case ENOPROTOOPT:
-        case EOPNOTSUPP:
-        case ENETDOWN:
-        case ENETUNREACH:
-        case EHOSTDOWN:
-        case EHOSTUNREACH:
-        case ENONET: break; /* this connection's trouble (accept(2)); the next may be well */
-        default: rest_listeners(server, strerror(errno)); return false;
+        } else if (!has_room) {
+            rest_listeners(server, "too many connections beyond the limit");
+        } else if (errno == EAGAIN || errno == EINVAL) {
+            return false; /* nobody waits; or it was shut down, as handle_listener hears */
+        } else if (!is_of_one(errno)) {
+            rest_listeners(server, strerror(errno));
         }
     }
-    return true;
+    return !server->is_resting;
 }
 
 /* ------------------------------------------------------------------------ reload */
@@ -226,18 +221,19 @@ static void start_draining(struct server *server) {
     server->drain_until_ms = server->conns.now_ms + DRAIN_MS;
 }
 
+static int64_t earlier(int64_t wake_ms, bool is_set, int64_t at_ms) {
+    return is_set && at_ms < wake_ms ? at_ms : wake_ms;
+}
+
 /* How long the loop may sleep, in milliseconds; -1 for ever. */
 static int sleep_ms(struct server *server, int64_t now_ms) {
     int64_t wake_ms = conns_wake_ms(&server->conns);
     int tick_ms = store_tick(server->store, now_ms);
-    if (tick_ms >= 0 && now_ms + tick_ms < wake_ms) wake_ms = now_ms + tick_ms;
-    if (server->is_resting && server->rest_until_ms < wake_ms) wake_ms = server->rest_until_ms;
-    if (server->conns.is_draining && server->drain_until_ms < wake_ms)
-        wake_ms = server->drain_until_ms;
-    if (server->reload.is_running && now_ms + RELOAD_RECHECK_MS < wake_ms)
-        wake_ms = now_ms + RELOAD_RECHECK_MS;
-    if (server->conns.log.size > 0 && now_ms + ACCESS_LOG_RETRY_MS < wake_ms)
-        wake_ms = now_ms + ACCESS_LOG_RETRY_MS;
+    wake_ms = earlier(wake_ms, tick_ms >= 0, now_ms + tick_ms);
+    wake_ms = earlier(wake_ms, server->is_resting, server->rest_until_ms);
+    wake_ms = earlier(wake_ms, server->conns.is_draining, server->drain_until_ms);
+    wake_ms = earlier(wake_ms, server->reload.is_running, now_ms + RELOAD_RECHECK_MS);
+    wake_ms = earlier(wake_ms, server->conns.log.size > 0, now_ms + ACCESS_LOG_RETRY_MS);
     if (wake_ms == INT64_MAX) return -1;
     return wake_ms <= now_ms ? 0 : (int)(wake_ms - now_ms);
 }
@@ -410,28 +406,21 @@ static void print_ready_lines(const struct server *server) {
     fflush(stdout);
 }
 
-static sigset_t stop_signals(void) {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    return set;
-}
-
-/* SIGHUP waits for the loop, whenever it comes: what was read before it may be old. */
-static void hold_hangup(void) {
+/* SIGHUP, and with_others the signals that stop the server. */
+static sigset_t signals(bool with_others) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGHUP);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    if (with_others) sigaddset(&set, SIGTERM);
+    if (with_others) sigaddset(&set, SIGINT);
+    return set;
 }
 
 /* From now on the signals come to the loop. Until then, and when it is over, those that stop the
  * server end the process as they do by default: a long replay and a stuck disk can be left. (Not by
  * the first process of a container, which the kernel spares: there it takes SIGKILL.) */
 static int watch_signals(struct server *server) {
-    sigset_t set = stop_signals();
-    sigaddset(&set, SIGHUP);
+    sigset_t set = signals(true);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     server->signal_source = (struct source){SOURCE_SIGNAL, fd};
@@ -512,12 +501,13 @@ static bool stop(struct server *server) {
 /* The main job. Returns 0, or -1, reported. */
 static int serve(const struct options *options) {
     struct server *server = calloc(1, sizeof *server);
-    sigset_t set = stop_signals();
+    sigset_t hangup = signals(false);
     if (!server) return tell("out of memory");
     server->options = options;
     server->max_connections = options->max_connections;
     server->conns.epoll_fd = server->signal_source.fd = -1;
-    hold_hangup();
+    /* It waits for the loop, whenever it comes: what was read before it may be old. */
+    pthread_sigmask(SIG_SETMASK, &hangup, NULL);
     fit_limits(server);
     prefer_gathering();
     signal(SIGPIPE, SIG_IGN);
@@ -527,7 +517,7 @@ static int serve(const struct options *options) {
         notify("READY=1");
         run(server);
     }
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    pthread_sigmask(SIG_SETMASK, &hangup, NULL);
     if (!stop(server)) result = -1;
     free(server);
     return result;

@@ -31,11 +31,11 @@ struct command {
     const char *usage, *help;
 };
 
-#define DATA_HELP "  --data DIR         the data directory (default data)\n"
-#define EXIT_HELP                                                                                  \
-    "\nA running server rereads users and rooms when it gets SIGHUP. Exit code: 0 done and "       \
-    "well,\n"                                                                                      \
-    "1 not, for the reason given, 2 bad usage.\n"
+/* What the help of most commands ends with. */
+static const char DATA_HELP[] = "  --data DIR         the data directory (default data)\n";
+static const char EXIT_HELP[] = "\nA running server rereads users and rooms when it gets SIGHUP. "
+                                "Exit code: 0 done and well, 1\n"
+                                "not, for the reason given, 2 bad usage.\n";
 
 static const struct command commands[] = {
     {"serve", NULL, "ldmcanv", 0, 0,
@@ -64,32 +64,31 @@ static const struct command commands[] = {
      "Says what is wrong with the log, users and rooms, and changes nothing: 1 where a server\n"
      "would not start, or there is no log yet. With --salvage, writes every valid record to a\n"
      "new log. Also beside a server.\n"
-     "\n" DATA_HELP "  --salvage NEWFILE  a log to be made, of every valid record\n" EXIT_HELP},
+     "\n"
+     "  --salvage NEWFILE  a log to be made, of every valid record\n"},
     {"export", admin_export, "d", 0, 0, "export [--data DIR]",
-     "Prints the key IDs as JSON lines. Also beside a server.\n\n" DATA_HELP EXIT_HELP},
+     "Prints the key IDs as JSON lines. Also beside a server.\n\n"},
     {"import", admin_import, "d", 0, 0, "import [--data DIR] <FILE",
      "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
      "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
-     "room has another key ID; what is before it is on disk, and does no harm a second time.\n"
-     "\n" DATA_HELP EXIT_HELP},
+     "room has another key ID; what is before it is on disk, and does no harm a second time.\n\n"},
     {"users import", admin_users_import, "d", 0, 0, "users import [--data DIR] <FILE",
-     "Replaces users by the login tokens in mongoexport's JSON lines of users.\n"
-     "\n" DATA_HELP EXIT_HELP},
+     "Replaces users by the login tokens in mongoexport's JSON lines of users.\n\n"},
     {"rooms import", admin_rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE",
      "Replaces rooms by those in mongoexport's JSON lines of rocketchat_room and\n"
-     "rocketchat_subscription, together and in any order. Types but c, p and d are passed over.\n"
-     "\n" DATA_HELP EXIT_HELP},
+     "rocketchat_subscription, together and in any order. Types but c, p and d are passed "
+     "over.\n\n"},
     {"user add", admin_user_add, "d", 1, 1, "user add [--data DIR] USERID",
-     "Makes a token, adds its hash to users, and prints the token, once.\n\n" DATA_HELP EXIT_HELP},
+     "Makes a token, adds its hash to users, and prints the token, once.\n\n"},
     {"user revoke", admin_user_revoke, "d", 1, 2, "user revoke [--data DIR] USERID [HASH]",
-     "Takes all tokens of a user, or the one with this hash, out of users.\n"
-     "\n" DATA_HELP EXIT_HELP},
+     "Takes all tokens of a user, or the one with this hash, out of users.\n\n"},
     {"hash-token", admin_hash_token, "", 0, 0, "hash-token",
-     "Reads a token, alone on its line, and prints its hash as it stands in users.\n" EXIT_HELP},
+     "Reads a token, alone on its line, and prints its hash as it stands in users.\n"},
     {"health", admin_health, "l", 0, 0, "health [--listen ADDR]",
      "Asks a server's /healthz. ADDR is as for the server (default 127.0.0.1:3000). 3 seconds at\n"
      "most for each of connecting, asking and being answered.\n"
-     "\n  --listen ADDR      where the server listens\n" EXIT_HELP},
+     "\n"
+     "  --listen ADDR      where the server listens\n"},
 };
 #define COMMANDS_END (commands + sizeof commands / sizeof *commands)
 #define SERVE        (commands)
@@ -175,6 +174,8 @@ static int read_option(int letter, char *value, struct options *options) {
 static int print_help(const struct command *command) {
     print_usage(stdout, command->name);
     text_print(stdout, "\n", command->help);
+    if (command != SERVE)
+        text_print(stdout, strchr(command->takes, 'd') ? DATA_HELP : "", EXIT_HELP);
     return finish();
 }
 
