@@ -1,5 +1,5 @@
 /*
- * main.c: the process: options, signals, and the event loop.
+ * main.c: the process: signals, and the event loop.
  *
  * One thread serves all connections with level-triggered epoll. A pass of the loop is a fixed
  * sequence of phases. That a reply waits for the disk is not left to their order: while a connection
