@@ -42,6 +42,7 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define DRAIN_MS          10000 /* after SIGTERM, to finish what is in flight */
