@@ -69,18 +69,16 @@ struct sip {
     uint64_t a, b, c, d;
 };
 
+/* The second half of a round is the first one with a and c in each other's place. So they change
+ * places here, and twice that is a round. */
+static inline struct sip sip_half_round(struct sip v, unsigned b_bits, unsigned d_bits) {
+    uint64_t a = v.a + v.b, c = v.c + v.d;
+    return (struct sip){c, rotate_left(v.b, b_bits) ^ a, rotate_left(a, 32),
+                        rotate_left(v.d, d_bits) ^ c};
+}
+
 static inline struct sip sip_round(struct sip v) {
-    v.a += v.b;
-    v.c += v.d;
-    v.b = rotate_left(v.b, 13) ^ v.a;
-    v.d = rotate_left(v.d, 16) ^ v.c;
-    v.a = rotate_left(v.a, 32);
-    v.c += v.b;
-    v.a += v.d;
-    v.b = rotate_left(v.b, 17) ^ v.c;
-    v.d = rotate_left(v.d, 21) ^ v.a;
-    v.c = rotate_left(v.c, 32);
-    return v;
+    return sip_half_round(sip_half_round(v, 13, 16), 17, 21);
 }
 
 static inline struct sip sip_absorb(struct sip v, uint64_t word) {
@@ -95,8 +93,7 @@ static inline struct sip sip_absorb(struct sip v, uint64_t word) {
 uint64_t table_hash(struct table_key key, struct slice bytes) {
     struct sip v = {key.k0 ^ 0x736f6d6570736575, key.k1 ^ 0x646f72616e646f6d,
                     key.k0 ^ 0x6c7967656e657261, key.k1 ^ 0x7465646279746573};
-    uint64_t last = (uint64_t)bytes.n << 56;
-    uint64_t word;
+    uint64_t last = (uint64_t)bytes.n << 56, word;
 
     for (; bytes.n >= sizeof word; bytes.p += sizeof word, bytes.n -= sizeof word) {
         memcpy(&word, bytes.p, sizeof word);
@@ -112,9 +109,8 @@ uint64_t table_hash(struct table_key key, struct slice bytes) {
 
 int table_init(struct table *table, unsigned part_count) {
     *table = (struct table){.parts = calloc(part_count, sizeof *table->parts)};
-    if (table->parts == NULL) return -1;
-    table->part_count = part_count;
-    return 0;
+    if (table->parts) table->part_count = part_count;
+    return table->parts ? 0 : -1;
 }
 
 void table_free(struct table *table) {
@@ -129,9 +125,7 @@ static struct table_part *part_of(const struct table *table, uint64_t hash) {
 
 static bool is_empty(const struct table_slot *slot) { return (slot->low | slot->high) == 0; }
 
-static uint32_t home_of(uint32_t tag, uint32_t homes) {
-    return (uint32_t)((uint64_t)tag * homes >> 32);
-}
+static uint64_t home_of(uint64_t tag, uint32_t homes) { return tag * homes >> 32; }
 
 /* Moves part into a new array with this many homes, no fewer than it has, and a new tail. */
 static int rebuild(struct table_part *part, uint32_t homes) {
@@ -143,7 +137,7 @@ static int rebuild(struct table_part *part, uint32_t homes) {
     for (uint32_t i = 0; i < part->homes + part->spilled; i++) {
         const struct table_slot *slot = &part->slots[i];
         if (is_empty(slot)) continue;
-        uint32_t home = home_of(slot->tag, homes);
+        uint32_t home = (uint32_t)home_of(slot->tag, homes);
         next = home > next ? home : next;
         slots[next++] = *slot;
     }
@@ -155,16 +149,12 @@ static int rebuild(struct table_part *part, uint32_t homes) {
     return 0;
 }
 
-static uint32_t homes_after(uint32_t homes) {
-    if (homes == 0) return FIRST_HOMES;
-    return homes < DOUBLING_HOMES ? 2 * homes : homes + homes / 4;
-}
-
 int table_reserve(struct table *table, uint64_t hash) {
     struct table_part *part = part_of(table, hash);
     uint32_t homes = part->homes;
 
-    if (part->used + part->reserved >= homes - homes / 8) homes = homes_after(homes);
+    if (part->used + part->reserved >= homes - homes / 8)
+        homes += homes == 0 ? FIRST_HOMES : homes < DOUBLING_HOMES ? homes : homes / 4;
     if (homes > MAX_HOMES) return -1;
     bool tail_is_short = part->tail - part->spilled <= part->reserved + 1;
     if ((homes > part->homes || tail_is_short) && rebuild(part, homes) < 0) return -1;
@@ -195,9 +185,9 @@ struct table_search table_find(const struct table *table, uint64_t hash) {
     static const struct table_slot nothing;
     const struct table_part *part = part_of(table, hash);
     uint32_t tag = (uint32_t)hash;
+    uint64_t home = home_of(tag, part->homes);
 
-    if (part->slots == NULL) return (struct table_search){&nothing, tag};
-    return (struct table_search){&part->slots[home_of(tag, part->homes)], tag};
+    return (struct table_search){part->slots ? &part->slots[home] : &nothing, tag};
 }
 
 void table_prefetch(const struct table *table, uint64_t hash) {
