@@ -13,8 +13,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,14 +20,6 @@
 #define LOG_BIRTH_NAME LOG_NAME ".new"
 #define LOG_MAGIC      "roomkeyd keys.log "
 #define LOG_VERSION    1
-
-int log_fail(struct log_failure why, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    vsnprintf(why.text, why.size, format, args);
-    va_end(args);
-    return -1;
-}
 
 #if defined(__x86_64__) && !defined(PORTABLE)
 __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(struct slice bytes) {
@@ -63,54 +53,24 @@ static uint32_t crc32c(struct slice bytes) {
     return ~crc;
 }
 
-/* The put_ functions write at out and return where the next byte goes. */
-static char *put_slice(char *out, struct slice bytes) {
-    memcpy(out, bytes.p, bytes.n);
-    return out + bytes.n;
-}
-
-static char *put_hex(char *out, uint64_t value, int digits) {
-    for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4)
-        *out++ = "0123456789abcdef"[value >> shift & 15];
-    return out;
-}
-
-static char *put_offset(char *out, uint64_t value) {
-    int digits = 1;
-    while (digits < 16 && value >> (4 * digits) != 0) digits++;
-    return put_hex(out, value, digits);
-}
-
-static char *put_decimal(char *out, uint64_t value) {
-    char digits[20];
-    size_t n = 0;
-    do digits[sizeof digits - ++n] = (char)('0' + value % 10);
-    while ((value /= 10) != 0);
-    memcpy(out, digits + sizeof digits - n, n);
-    return out + n;
-}
-
 /* The bytes that would end a field or a line, and what is written after a backslash for each. */
 static const char ESCAPED[] = "\t\n\r\\", LETTERS[] = "tnr\\";
 
-/* Nearly every byte: one look for all that are escaped, and a few that are not. */
-static bool is_written_as_such(char c) { return (unsigned char)c > '\r' && c != '\\'; }
+/* Where a byte stands in ESCAPED, or NULL. Nearly none does, and one look tells that. */
+static const char *find_escaped(char c) {
+    bool is_written_as_such = (unsigned char)c > '\r' && c != '\\';
+    return is_written_as_such ? NULL : memchr(ESCAPED, c, sizeof ESCAPED - 1);
+}
 
 size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
-    char *start = out;
-    size_t plain = slice_plain(id, '\\', '\\');
-    out = put_slice(out, (struct slice){id.p, plain});
-    for (size_t i = plain; i < id.n; i++) {
-        char c = id.p[i];
-        if (is_written_as_such(c)) {
-            *out++ = c;
-            continue;
-        }
-        const char *escaped = memchr(ESCAPED, c, sizeof ESCAPED - 1);
-        if (escaped) *out++ = '\\';
-        *out++ = escaped ? LETTERS[escaped - ESCAPED] : c;
+    size_t n = slice_plain(id, '\\', '\\');
+    memcpy(out, id.p, n);
+    for (size_t i = n; i < id.n; i++) {
+        const char *escaped = find_escaped(id.p[i]);
+        if (escaped) out[n++] = '\\';
+        out[n++] = escaped ? LETTERS[escaped - ESCAPED] : id.p[i];
     }
-    return (size_t)(out - start);
+    return n;
 }
 
 size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
@@ -120,11 +80,7 @@ size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
     for (size_t i = n; i < field.n; i++) {
         char c = field.p[i];
         if (n == ID_MAX_BYTES) return 0;
-        if (is_written_as_such(c)) {
-            out[n++] = c;
-            continue;
-        }
-        if (memchr(ESCAPED, c, sizeof ESCAPED - 1)) {
+        if (find_escaped(c)) {
             const char *letter =
                 c == '\\' && ++i < field.n ? memchr(LETTERS, field.p[i], sizeof LETTERS - 1) : NULL;
             if (!letter) return 0; /* ESCAPED as it is, or a backslash before anything else */
@@ -135,20 +91,31 @@ size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
     return n;
 }
 
+/* The put_ functions write at out and return where the next byte goes. A number has at least as many
+ * digits as are asked for. */
+static char *put_hex(char *out, uint64_t value, int digits) {
+    while (digits < 16 && value >> (4 * digits) != 0) digits++;
+    for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4)
+        *out++ = "0123456789abcdef"[value >> shift & 15];
+    return out;
+}
+
+static char *put_field(char *out, struct slice field) {
+    *out++ = '\t';
+    memcpy(out, field.p, field.n);
+    return out + field.n;
+}
+
 size_t log_format(const struct log_line *line, char start[LOG_LINE_MAX_BYTES]) {
     char *covered = start + CRC_CHARS + 1;
-    char *out = put_offset(covered, line->batch);
-    if (line->is_seal) {
-        out = put_slice(out, SLICE("\t-"));
-    } else {
-        out = put_slice(out, SLICE("\tS\t"));
-        out = put_decimal(out, line->time_ms);
-        *out++ = '\t';
-        out = put_slice(out, line->user);
-        *out++ = '\t';
-        out = put_slice(out, line->room);
-        *out++ = '\t';
-        out = put_slice(out, line->key);
+    char *out = put_hex(covered, line->batch, 1);
+    out = put_field(out, line->is_seal ? SLICE("-") : SLICE("S"));
+    if (!line->is_seal) {
+        char digits[TEXT_DIGITS_BYTES], *time = text_digits(digits, line->time_ms, 1);
+        out = put_field(out, (struct slice){time, (size_t)(digits + sizeof digits - 1 - time)});
+        out = put_field(out, line->user);
+        out = put_field(out, line->room);
+        out = put_field(out, line->key);
     }
     put_hex(start, crc32c((struct slice){covered, (size_t)(out - covered)}), CRC_CHARS);
     start[CRC_CHARS] = '\t';
@@ -171,14 +138,14 @@ const char *log_fault_text(enum log_fault fault) {
 
 /* Cuts the bytes up to the next tab (or the end) off *rest and returns them. */
 static struct slice next_field(struct slice *rest) {
-    const char *tab = rest->n ? memchr(rest->p, '\t', rest->n) : NULL;
+    const char *tab = memchr(rest->p, '\t', rest->n);
     struct slice field = {rest->p, tab ? (size_t)(tab - rest->p) : rest->n};
-    size_t used = field.n + (tab ? 1 : 0);
+    size_t used = field.n + (tab != NULL);
     *rest = (struct slice){rest->p + used, rest->n - used};
     return field;
 }
 
-/* Reads a hex number as put_hex and put_offset write it. */
+/* Reads a hex number as put_hex writes it. */
 static bool read_hex(struct slice digits, uint64_t *value) {
     if (digits.n == 0 || digits.n > 16) return false;
     *value = 0;
@@ -201,8 +168,7 @@ static bool is_escaped_id(struct slice field) {
 
 enum log_fault log_parse(struct slice text, struct log_line *line) {
     uint64_t crc;
-    struct slice rest = text;
-    struct slice field = next_field(&rest);
+    struct slice rest = text, field = next_field(&rest);
     *line = (struct log_line){.batch = 0};
     if (field.n != CRC_CHARS || !read_hex(field, &crc) || crc != crc32c(rest))
         return LOG_BAD_CHECKSUM;
@@ -251,24 +217,21 @@ int log_write_at(int fd, struct slice bytes, uint64_t offset) {
 
 /* Some file systems let a signal interrupt these three. */
 int log_sync_data(int fd) {
-    int result;
-    do result = fdatasync(fd);
-    while (result < 0 && errno == EINTR);
-    return result;
+    while (fdatasync(fd) < 0)
+        if (errno != EINTR) return -1;
+    return 0;
 }
 
 int log_sync_all(int fd) {
-    int result;
-    do result = fsync(fd);
-    while (result < 0 && errno == EINTR);
-    return result;
+    while (fsync(fd) < 0)
+        if (errno != EINTR) return -1;
+    return 0;
 }
 
 int log_cut(int fd, uint64_t size) {
-    int result;
-    do result = ftruncate(fd, (off_t)size);
-    while (result < 0 && errno == EINTR);
-    return result;
+    while (ftruncate(fd, (off_t)size) < 0)
+        if (errno != EINTR) return -1;
+    return 0;
 }
 
 int log_copy(int from_fd, int to_fd, uint64_t from, uint64_t to, uint64_t at) {
@@ -301,11 +264,6 @@ static int fill(struct log_reader *reader) {
     return 0;
 }
 
-static void consume(struct log_reader *reader, size_t n) {
-    reader->begin += n;
-    reader->offset += n;
-}
-
 int log_read_line(struct log_reader *reader, struct log_span *span) {
     if (fill(reader) < 0) return -1;
     size_t available = reader->end - reader->begin;
@@ -318,27 +276,23 @@ int log_read_line(struct log_reader *reader, struct log_span *span) {
     span->is_whole = newline != NULL;
     span->is_inside = reader->is_inside;
     reader->is_inside = !span->is_whole;
-    consume(reader, span->text.n + span->is_whole);
+    reader->begin += span->text.n + span->is_whole;
+    reader->offset += span->text.n + span->is_whole;
     return 1;
-}
-
-/* Goes back to the byte at `offset`, which is in the span given last and so in the buffer. */
-static void go_back(struct log_reader *reader, uint64_t offset) {
-    reader->begin -= (size_t)(reader->offset - offset);
-    reader->offset = offset;
-    reader->is_inside = true;
 }
 
 void log_look_inside(struct log_reader *reader, const struct log_span *span) {
     uint64_t crc;
     struct slice text = span->text;
-    for (size_t i = 1; i + CRC_CHARS < text.n; i++)
-        if (text.p[i + CRC_CHARS] == '\t' &&
-            read_hex((struct slice){text.p + i, CRC_CHARS}, &crc)) {
-            go_back(reader, span->offset + i);
-            return;
-        }
-    if (!span->is_whole && text.n > CRC_CHARS) go_back(reader, span->offset + text.n - CRC_CHARS);
+    size_t i = 1; /* where a checksum may stand, and a tab behind it */
+    while (i + CRC_CHARS < text.n && (text.p[i + CRC_CHARS] != '\t' ||
+                                      !read_hex((struct slice){text.p + i, CRC_CHARS}, &crc)))
+        i++;
+    /* At the end of what is no whole line, the tab may be yet to come. */
+    if (i + CRC_CHARS > text.n || (i + CRC_CHARS == text.n && span->is_whole)) return;
+    reader->begin -= (size_t)(reader->offset - (span->offset + i)); /* it is still in the buffer */
+    reader->offset = span->offset + i;
+    reader->is_inside = true;
 }
 
 /* ------------------------------------------------------------------------ opening */
@@ -349,32 +303,31 @@ void log_give_to_owner(int dir_fd, int fd) {
     if (is_another && fchown(fd, status.st_uid, status.st_gid) < 0) return;
 }
 
-/* Makes the log, complete with its first line, or not at all. */
-static int create_log(int dir_fd, struct log_failure why) {
+/* Makes the log, complete with its first line, or not at all. Returns a descriptor, or -1 with the
+ * reason. */
+static int create_log(int dir_fd, struct text_why why) {
     int fd = -1; /* what a crash has left goes first; so does somebody's link, unfollowed */
     if (unlinkat(dir_fd, LOG_BIRTH_NAME, 0) == 0 || errno == ENOENT)
-        fd = openat(dir_fd, LOG_BIRTH_NAME, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0) return log_fail(why, LOG_NAME ": cannot make it: %s", strerror(errno));
-    log_give_to_owner(dir_fd, fd);
-    int result = log_write_at(fd, SLICE(LOG_FIRST_LINE), 0);
-    if (result == 0) result = log_sync_all(fd);
-    if (result == 0) result = renameat(dir_fd, LOG_BIRTH_NAME, dir_fd, LOG_NAME);
-    if (result == 0) result = log_sync_all(dir_fd);
-    if (result < 0) log_fail(why, LOG_NAME ": cannot make it: %s", strerror(errno));
-    close(fd);
-    return result;
+        fd = openat(dir_fd, LOG_BIRTH_NAME, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd >= 0) log_give_to_owner(dir_fd, fd);
+    if (fd >= 0 && log_write_at(fd, SLICE(LOG_FIRST_LINE), 0) == 0 && log_sync_all(fd) == 0 &&
+        renameat(dir_fd, LOG_BIRTH_NAME, dir_fd, LOG_NAME) == 0 && log_sync_all(dir_fd) == 0)
+        return fd;
+    text_fail(why, LOG_NAME ": cannot make it: ", strerror(errno));
+    if (fd >= 0) close(fd);
+    return -1;
 }
 
 /* Whether an open file is a log that this program understands. Returns 0, 1 if there is nothing in
  * it, or -1 with the reason. */
-static int check_log(int fd, struct log_failure why) {
+static int check_log(int fd, struct text_why why) {
     char line[64];
     uint64_t version;
     struct stat status;
-    if (fstat(fd, &status) < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
-    if (!S_ISREG(status.st_mode)) return log_fail(why, LOG_NAME ": not a regular file");
+    if (fstat(fd, &status) < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
+    if (!S_ISREG(status.st_mode)) return text_fail(why, LOG_NAME ": not a regular file");
     ssize_t n = log_read_at(fd, line, sizeof line - 1, 0);
-    if (n < 0) return log_fail(why, LOG_NAME ": %s", strerror(errno));
+    if (n < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
     if (n == 0) return 1;
     line[n] = '\0';
     if (strncmp(line, LOG_FIRST_LINE, LOG_FIRST_LINE_BYTES) == 0) return 0;
@@ -382,40 +335,22 @@ static int check_log(int fd, struct log_failure why) {
     if (strncmp(line, LOG_MAGIC, sizeof LOG_MAGIC - 1) == 0 &&
         slice_number((struct slice){digits, strspn(digits, "0123456789")}, UINT64_MAX, &version) &&
         version > LOG_VERSION)
-        return log_fail(why, LOG_NAME ": %s", log_fault_text(LOG_NEWER));
-    return log_fail(why, LOG_NAME ": not a log of roomkeyd's; it has not been touched");
+        return text_fail(why, LOG_NAME ": ", log_fault_text(LOG_NEWER));
+    return text_fail(why, LOG_NAME ": not a log of roomkeyd's; it has not been touched");
 }
 
-/* Opens the file itself: behind a symbolic link it could be shared with another directory, whose
- * lock is another one, or be on a disk that is not mounted just now. */
-static int open_file(int dir_fd, int flags) {
-    return openat(dir_fd, LOG_NAME, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-}
-
-static int fail_to_open(struct log_failure why) {
-    const char *reason = errno == ELOOP
-                             ? "a symbolic link; the log has to be in the directory itself"
-                             : strerror(errno);
-    return log_fail(why, LOG_NAME ": %s", reason);
-}
-
-int log_open(int dir_fd, struct log_failure why) {
-    int fd = open_file(dir_fd, O_RDWR);
-    if (fd < 0 && errno != ENOENT) return fail_to_open(why);
-    int state = fd < 0 ? 1 : check_log(fd, why);
-    if (state == 0) return fd;
-    if (fd >= 0) close(fd);
-    if (state < 0 || create_log(dir_fd, why) < 0) return -1;
-    fd = open_file(dir_fd, O_RDWR);
-    return fd < 0 ? fail_to_open(why) : fd;
-}
-
-int log_open_to_read(int dir_fd, struct log_failure why) {
-    int fd = open_file(dir_fd, O_RDONLY);
-    if (fd < 0) return fail_to_open(why);
+int log_open(int dir_fd, int mode, struct text_why why) {
+    /* The file itself: behind a symbolic link it could be shared with another directory, whose lock
+     * is another one, or be on a disk that is not mounted just now. */
+    int fd = openat(dir_fd, LOG_NAME, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 && errno == ENOENT && mode == O_RDWR) return create_log(dir_fd, why);
+    if (fd < 0 && errno == ELOOP)
+        return text_fail(why,
+                         LOG_NAME ": a symbolic link; the log has to be in the directory itself");
+    if (fd < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
     int state = check_log(fd, why);
     if (state == 0) return fd;
-    if (state > 0) log_fail(why, LOG_NAME ": empty");
     close(fd);
-    return -1;
+    if (state > 0 && mode == O_RDWR) return create_log(dir_fd, why);
+    return state > 0 ? text_fail(why, LOG_NAME ": empty") : -1;
 }

@@ -9,6 +9,7 @@
 #define LOG_H
 
 #include "slice.h"
+#include "text.h"
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -18,15 +19,7 @@
 #define LOG_ESCAPED_MAX_BYTES (2 * ID_MAX_BYTES)
 /* CRC, BATCH, OP, TIME, three IDs, six tabs, a newline. */
 #define LOG_LINE_MAX_BYTES    (8 + 1 + 16 + 1 + 1 + 1 + 20 + 3 * (1 + LOG_ESCAPED_MAX_BYTES) + 1)
-
-/* Why something could not be done: text for people, in the caller's buffer. */
-struct log_failure {
-    char *text;
-    size_t size;
-};
-
-/* Puts the reason into the buffer. Always returns -1, so that failing reads as one statement. */
-__attribute__((format(printf, 2, 3))) int log_fail(struct log_failure why, const char *format, ...);
+#define LOG_RECORD_MIN_BYTES  (8 + 1 + 1 + 1 + 1 + 1 + 1 + 3 * (1 + 1) + 1)
 
 /* Writes an ID as it stands in a line to out, and returns its size. */
 size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]);
@@ -90,14 +83,11 @@ int log_read_line(struct log_reader *reader, struct log_span *span);
  * lines behind a bad one. */
 void log_look_inside(struct log_reader *reader, const struct log_span *span);
 
-/* Opens the log in a directory for reading and writing, and checks its first line. Where there is
- * none (or an empty file: a log is born with its first line) it is made, complete and durable, or
- * not at all. A file that is something else is not touched. Returns a descriptor, or -1 with the
- * reason. */
-int log_open(int dir_fd, struct log_failure why);
-
-/* Opens an existing log for reading alone. Returns a descriptor, or -1 with the reason. */
-int log_open_to_read(int dir_fd, struct log_failure why);
+/* Opens the log in a directory and checks its first line. mode is O_RDONLY or O_RDWR. With O_RDWR,
+ * where there is none (or an empty file: a log is born with its first line) it is made, complete and
+ * durable, or not at all. A file that is something else is not touched. Returns a descriptor, or -1
+ * with the reason. */
+int log_open(int dir_fd, int mode, struct text_why why);
 
 /* System calls made whole: short counts are finished, EINTR is no failure. All return -1 with errno
  * set when they fail. log_read_at returns fewer than size bytes only at the end of the file. */

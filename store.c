@@ -61,10 +61,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -99,9 +97,8 @@ struct batch {
     uint64_t base;   /* BATCH of its lines: start, or the offset of an unsynced seal before it */
     bool is_seal;    /* holds one seal and nothing else; not synced */
     char *bytes;
-    size_t size, capacity;
-    struct entry *entries;
-    size_t entry_count, entry_capacity;
+    struct entry *entries; /* there is one for every record that the bytes have room for */
+    size_t size, capacity, entry_count;
     struct table index; /* hash of a room -> file offset of its line */
     int64_t commit_us;  /* how long its write and sync took */
 };
@@ -159,21 +156,21 @@ struct room {
     uint64_t hash;
 };
 
-static struct room room_of(const struct store *store, struct slice escaped) {
+static struct room room_of(const struct store *store, struct slice id,
+                           char buffer[LOG_ESCAPED_MAX_BYTES]) {
+    struct slice escaped = {buffer, log_escape(id, buffer)};
     return (struct room){escaped, table_hash(store->key, escaped)};
 }
 
-enum match { MATCH_NONE, MATCH_FOUND, MATCH_ERROR };
-
-/* Reads the line of a durable record back from the log; *line then points into buffer. Returns
- * MATCH_FOUND, or MATCH_ERROR with errno set, told once. */
-static enum match read_back(struct store *store, uint64_t offset, char buffer[LOG_LINE_MAX_BYTES],
-                            struct log_line *line) {
+/* Reads the line of a durable record back from the log; *line then points into buffer. Returns 0,
+ * or -1 with errno set, told once. */
+static int read_back(struct store *store, uint64_t offset, char buffer[LOG_LINE_MAX_BYTES],
+                     struct log_line *line) {
     struct recent *recent = &store->recent[offset % RECENT_LINES];
     if (recent->offset == offset) {
         memcpy(buffer, recent->bytes, recent->size);
         log_parse((struct slice){buffer, recent->size}, line);
-        return MATCH_FOUND;
+        return 0;
     }
     ssize_t n = log_read_at(store->log_fd, buffer, USUAL_LINE_BYTES, offset);
     const char *newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
@@ -189,27 +186,28 @@ static enum match read_back(struct store *store, uint64_t offset, char buffer[LO
             recent->offset = offset;
             recent->size = size;
         }
-        return MATCH_FOUND;
+        return 0;
     }
     int error = n < 0 ? errno : EIO;
     if (!store->read_failure_told)
-        fprintf(stderr, "roomkeyd: %s: cannot read the record at byte %" PRIu64 " back: %s\n",
-                LOG_NAME, offset, n < 0 ? strerror(error) : "it has changed on disk");
+        tell(LOG_NAME ": cannot read the record at byte ", DECIMAL(offset),
+             " back: ", n < 0 ? strerror(error) : "it has changed on disk");
     store->read_failure_told = true;
     errno = error;
-    return MATCH_ERROR;
+    return -1;
 }
 
-/* Looks for a room among the durable records. The index only says where to look. */
-static enum match find_durable(struct store *store, struct room room,
-                               char buffer[LOG_LINE_MAX_BYTES], struct log_line *line) {
+/* Looks for a room among the durable records; the index only says where to look. Returns STORE_OK
+ * with its line, STORE_NONE, or STORE_UNAVAILABLE with errno set. */
+static enum store_result find_durable(struct store *store, struct room room,
+                                      char buffer[LOG_LINE_MAX_BYTES], struct log_line *line) {
     uint64_t offset;
     struct table_search search = table_find(&store->durable, room.hash);
     while (table_next(&search, &offset)) {
-        enum match match = read_back(store, offset, buffer, line);
-        if (match == MATCH_ERROR || slice_equal(line->room, room.escaped)) return match;
+        if (read_back(store, offset, buffer, line) < 0) return STORE_UNAVAILABLE;
+        if (slice_equal(line->room, room.escaped)) return STORE_OK;
     }
-    return MATCH_NONE;
+    return STORE_NONE;
 }
 
 /* Whether a batch that is not durable yet sets the room. */
@@ -232,8 +230,7 @@ static bool is_in_batch(const struct batch *batch, struct room room) {
 /* A record that was read and is not in the index yet. */
 struct waiting {
     uint64_t hash, offset; /* offset 0: none */
-    uint64_t certified;    /* C, and what the line before it was, as they were before it */
-    bool follows_seal;
+    uint64_t certified;    /* C as it was before this line */
 };
 
 /* Records are indexed a little late: by then the memory that the index needs for one, anywhere in
@@ -246,17 +243,17 @@ struct replay {
     uint64_t batch;       /* BATCH of the line before */
     uint64_t certified;   /* C so far: the highest BATCH of a valid line */
     uint64_t end;         /* where the valid lines end */
-    bool last_is_seal;
+    uint64_t seal_end;    /* where the last seal among them ends */
     struct waiting waiting[REPLAY_AHEAD];
     unsigned turn; /* the one of them that has waited longest */
 };
 
-/* Whether a record's room is really that of one in the index, whose hash is the same. */
-static enum match is_twice(struct store *store, const struct waiting *record) {
+/* Looks for a record's room among those in the index, one of which has the same hash. Returns as
+ * find_durable does. */
+static enum store_result find_twin(struct store *store, const struct waiting *record) {
     char own[LOG_LINE_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
     struct log_line line, other;
-    enum match match = read_back(store, record->offset, own, &line);
-    if (match != MATCH_FOUND) return MATCH_ERROR;
+    if (read_back(store, record->offset, own, &line) < 0) return STORE_UNAVAILABLE;
     return find_durable(store, (struct room){line.room, record->hash}, buffer, &other);
 }
 
@@ -269,14 +266,14 @@ static int index_oldest(struct replay *replay) {
     place->offset = 0; /* whatever comes of it, it waits no more */
     if (record.offset == 0) return LOG_VALID;
     struct table_search search = table_find(durable, record.hash);
-    enum match match = table_next(&search, &other) ? is_twice(replay->store, &record) : MATCH_NONE;
-    if (match == MATCH_FOUND) {
+    enum store_result twin =
+        table_next(&search, &other) ? find_twin(replay->store, &record) : STORE_NONE;
+    if (twin == STORE_UNAVAILABLE) return -1;
+    if (twin == STORE_OK) {
         replay->end = record.offset;
         replay->certified = record.certified;
-        replay->last_is_seal = record.follows_seal;
         return LOG_ROOM_TWICE;
     }
-    if (match == MATCH_ERROR) return -1;
     if (table_reserve(durable, record.hash) < 0) {
         errno = ENOMEM;
         return -1;
@@ -292,7 +289,7 @@ static int index_later(struct replay *replay, uint64_t offset) {
     int result = index_oldest(replay);
     if (result != LOG_VALID) return result;
     uint64_t hash = table_hash(replay->store->key, replay->line.room);
-    *place = (struct waiting){hash, offset, replay->certified, replay->last_is_seal};
+    *place = (struct waiting){hash, offset, replay->certified};
     table_prefetch(&replay->store->durable, hash);
     return LOG_VALID;
 }
@@ -305,21 +302,18 @@ static int index_waiting(struct replay *replay) {
     return result;
 }
 
-/* The offset before which all was on disk, by the word of a line in its place or behind a bad one.
- * Inside a bad line little is believed: where a crash has lost the beginning of a line, the rest is
- * what a client chose. It is easy to choose a key ID so that this looks like a line of a newer
- * roomkeyd. A seal leaves nothing to choose but its offset, and hardly any that the log can have
- * reached fits the checksum. */
-static uint64_t certified_by(const struct log_span *span, enum log_fault fault,
-                             const struct log_line *line) {
-    if (fault == LOG_NEWER) return span->is_inside ? 0 : UINT64_MAX;
-    if (fault != LOG_VALID && fault != LOG_ROOM_TWICE) return 0;
-    return span->is_inside && line->batch / 2 > span->offset ? 0 : line->batch;
-}
-
-static void certify(struct replay *replay, const struct log_span *span, enum log_fault fault) {
-    uint64_t certified = certified_by(span, fault, &replay->line);
-    if (certified > replay->certified) replay->certified = certified;
+/* Raises *certified to the offset before which all was on disk, by the word of a line in its place or
+ * behind a bad one. Inside a bad line little is believed: where a crash has lost the beginning of a
+ * line, the rest is what a client chose. It is easy to choose a key ID so that this looks like a
+ * line of a newer roomkeyd. A seal leaves nothing to choose but its offset, and hardly any that the
+ * log can have reached fits the checksum. */
+static void certify(const struct log_span *span, enum log_fault fault, const struct log_line *line,
+                    uint64_t *certified) {
+    uint64_t before = 0;
+    if (fault == LOG_NEWER && !span->is_inside) before = UINT64_MAX;
+    if (fault == LOG_VALID || fault == LOG_ROOM_TWICE)
+        before = span->is_inside && line->batch / 2 > span->offset ? 0 : line->batch;
+    if (before > *certified) *certified = before;
 }
 
 /* Judges a line in its place and, if it is valid and holds a record, has that indexed. Returns the
@@ -336,9 +330,9 @@ static int admit(struct replay *replay, const struct log_span *span) {
         if (result != LOG_VALID) return result;
     }
     replay->batch = line->batch;
-    certify(replay, span, LOG_VALID);
+    certify(span, LOG_VALID, line, &replay->certified);
     replay->end = span->offset + span->text.n + 1;
-    replay->last_is_seal = line->is_seal;
+    if (line->is_seal) replay->seal_end = replay->end;
     return LOG_VALID;
 }
 
@@ -352,8 +346,7 @@ static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     *highest = 0;
     while ((got = log_read_line(reader, &span)) > 0) {
         enum log_fault fault = span.is_whole ? log_parse(span.text, &line) : LOG_NOT_A_LINE;
-        uint64_t certified = certified_by(&span, fault, &line);
-        if (certified > *highest) *highest = certified;
+        certify(&span, fault, &line, highest);
         if (fault != LOG_VALID) log_look_inside(reader, &span);
     }
     return got;
@@ -362,125 +355,110 @@ static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
 /* Moves the bytes from `from` to the end into a new file keys.log.torn-OFFSET and makes that
  * durable; a number is added where an earlier crash has left a file of that name. The log is not
  * cut yet. */
-static int save_torn_tail(struct store *store, uint64_t from, uint64_t size,
-                          struct log_failure why) {
+static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, struct text_why why) {
     char name[64];
-    int fd = -1;
-    for (int i = 1; fd < 0 && i <= 1000; i++) {
-        int n = snprintf(name, sizeof name, "%s.torn-%" PRIu64, LOG_NAME, from);
-        if (i > 1) snprintf(name + n, sizeof name - (size_t)n, ".%d", i);
+    int fd = -1, result = 0;
+    for (unsigned i = 1; fd < 0 && i <= 1000; i++) {
+        size_t n = text_join(name, sizeof name, LOG_NAME ".torn-", DECIMAL(from));
+        if (i > 1) text_join(name + n, sizeof name - n, ".", DECIMAL(i));
         fd = openat(store->dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (fd < 0 && errno != EEXIST) break;
     }
-    if (fd < 0) return log_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
+    if (fd < 0) return text_fail(why, name, ": cannot save the torn tail: ", strerror(errno));
     log_give_to_owner(store->dir_fd, fd);
-    int result = log_copy(store->log_fd, fd, from, size, 0);
-    if (result == 0) result = log_sync_all(fd);
-    if (result == 0) result = log_sync_all(store->dir_fd);
-    if (result < 0) {
-        log_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
-        unlinkat(store->dir_fd, name, 0);
+    if (log_copy(store->log_fd, fd, from, size, 0) == 0 && log_sync_all(fd) == 0 &&
+        log_sync_all(store->dir_fd) == 0) {
+        tell(LOG_NAME ": a crash left a torn tail of ", DECIMAL(size - from), " bytes at byte ",
+             DECIMAL(from), ", never acknowledged: moved to ", name);
     } else {
-        fprintf(stderr,
-                "roomkeyd: %s: a crash left a torn tail of %" PRIu64 " bytes at byte %" PRIu64
-                ", never acknowledged: moved to %s\n",
-                LOG_NAME, size - from, from, name);
+        result = text_fail(why, name, ": cannot save the torn tail: ", strerror(errno));
+        unlinkat(store->dir_fd, name, 0);
     }
     close(fd);
     return result;
 }
 
 /* Decides what the bad line at replay->end means, and repairs a torn tail. */
-static int repair(struct replay *replay, enum log_fault fault, struct log_failure why) {
+static int repair(struct replay *replay, enum log_fault fault, struct text_why why) {
     struct store *store = replay->store;
     uint64_t bad = replay->end, highest;
     struct stat status;
     if (fault == LOG_NEWER)
-        return log_fail(why, "%s: byte %" PRIu64 ": %s", LOG_NAME, bad, log_fault_text(LOG_NEWER));
+        return text_fail(why, LOG_NAME ": byte ", DECIMAL(bad), ": ", log_fault_text(fault));
     struct log_reader reader = {
         .fd = store->log_fd, .buffer = replay->reader.buffer, .offset = bad};
     if (find_highest_batch(&reader, &highest) < 0 || fstat(store->log_fd, &status) < 0)
-        return log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
+        return text_fail(why, LOG_NAME ": ", strerror(errno));
     if (highest > bad)
-        return log_fail(why,
-                        "%s: damaged at byte %" PRIu64
-                        ": %s, but what follows shows that it was on "
-                        "disk; nothing has been changed",
-                        LOG_NAME, bad, log_fault_text(fault));
+        return text_fail(why, LOG_NAME ": damaged at byte ", DECIMAL(bad), ": ",
+                         log_fault_text(fault), ", but what follows shows that it was on disk; ",
+                         "nothing has been changed");
     if (save_torn_tail(store, bad, (uint64_t)status.st_size, why) < 0) return -1;
     if (log_cut(store->log_fd, bad) < 0)
-        return log_fail(why, "%s: cannot cut the torn tail: %s", LOG_NAME, strerror(errno));
+        return text_fail(why, LOG_NAME ": cannot cut the torn tail: ", strerror(errno));
     return 0;
 }
 
-/* Reads the log into the index and leaves it whole, on disk to its end, and ready to append to. */
-static int replay_log(struct store *store, struct log_failure why) {
-    struct replay replay = {
+/* Ready for the first record. Returns 0 with a reader whose buffer has to be freed, or -1. */
+static int begin_replay(struct replay *replay, struct store *store, struct text_why why) {
+    char *buffer = malloc(LOG_READ_BUFFER_BYTES);
+    *replay = (struct replay){
         .store = store,
-        .reader = {.fd = store->log_fd, .offset = LOG_FIRST_LINE_BYTES},
+        .reader = {.fd = store->log_fd, .buffer = buffer, .offset = LOG_FIRST_LINE_BYTES},
         .certified = LOG_FIRST_LINE_BYTES,
         .end = LOG_FIRST_LINE_BYTES,
-        .last_is_seal = true, /* an empty log needs none */
+        .seal_end = LOG_FIRST_LINE_BYTES, /* an empty log needs none */
     };
-    struct log_span span;
-    int result = -1, got, fault = LOG_VALID;
-    replay.reader.buffer = malloc(LOG_READ_BUFFER_BYTES);
-    if (!replay.reader.buffer) return log_fail(why, "out of memory");
-    posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-    while ((got = log_read_line(&replay.reader, &span)) > 0 &&
-           (fault = admit(&replay, &span)) == LOG_VALID)
-        continue;
-    posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_NORMAL);
-    if (got >= 0 && fault >= 0 && fault != LOG_ROOM_TWICE) {
-        int late = index_waiting(&replay); /* if one of them is bad, it is so before this one */
-        fault = late == LOG_VALID ? fault : late;
-    }
-    if (got < 0 || fault < 0) {
-        log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
-        goto out;
-    }
-    if (fault != LOG_VALID && repair(&replay, (enum log_fault)fault, why) < 0) goto out;
-    if (log_copy(store->log_fd, store->log_fd, replay.certified, replay.end, replay.certified) <
-            0 ||
-        log_sync_data(store->log_fd) < 0 || log_sync_all(store->dir_fd) < 0) {
-        log_fail(why, "%s: cannot bring the last batch to disk again: %s", LOG_NAME,
-                 strerror(errno));
-        goto out;
-    }
-    store->open->start = store->open->base = store->log_bytes = replay.end;
-    store->sealed = replay.last_is_seal;
-    result = 0;
-out:
-    free(replay.reader.buffer);
-    return result;
+    return buffer ? 0 : text_fail(why, "out of memory");
 }
 
-static int open_dir(struct store *store, const char *dir, struct log_failure why) {
-    store->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return store->dir_fd < 0 ? log_fail(why, "%s", strerror(errno)) : 0;
+/* Judges line after line up to the first bad one, and indexes all before it. Returns as admit does. */
+static int admit_all(struct replay *replay) {
+    struct log_span span;
+    int got = 1, fault = LOG_VALID;
+    while (fault == LOG_VALID && (got = log_read_line(&replay->reader, &span)) > 0)
+        fault = admit(replay, &span);
+    if (got < 0) return -1;
+    if (fault < 0 || fault == LOG_ROOM_TWICE) return fault;
+    int late = index_waiting(replay); /* if one of them is bad, it is so before this one */
+    return late == LOG_VALID ? fault : late;
+}
+
+/* Reads the log into the index and leaves it whole, on disk to its end, and ready to append to. */
+static int replay_log(struct store *store, struct text_why why) {
+    struct replay replay;
+    if (begin_replay(&replay, store, why) < 0) return -1;
+    posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+    int fault = admit_all(&replay), result = 0;
+    posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_NORMAL);
+    if (fault < 0) result = text_fail(why, LOG_NAME ": ", strerror(errno));
+    if (fault > LOG_VALID) result = repair(&replay, (enum log_fault)fault, why);
+    free(replay.reader.buffer);
+    if (result < 0) return -1;
+    uint64_t end = replay.end;
+    if (log_copy(store->log_fd, store->log_fd, replay.certified, end, replay.certified) < 0 ||
+        log_sync_data(store->log_fd) < 0 || log_sync_all(store->dir_fd) < 0)
+        return text_fail(why,
+                         LOG_NAME ": cannot bring the last batch to disk again: ", strerror(errno));
+    store->open->start = store->open->base = store->log_bytes = end;
+    store->sealed = replay.seal_end == end;
+    return 0;
 }
 
 /* The directory's lock is there before the log is. The log's own is for a log that is in two
  * directories, by a hard link or a mount. */
-static int lock(int fd, struct log_failure why) {
+static int lock(int fd, struct text_why why) {
     if (flock(fd, LOCK_EX | LOCK_NB) == 0) return 0;
-    return log_fail(why, "%s",
-                    errno == EWOULDBLOCK ? "in use by another roomkeyd" : strerror(errno));
+    return text_fail(why, errno == EWOULDBLOCK ? "in use by another roomkeyd" : strerror(errno));
 }
 
 /* ------------------------------------------------------------------------ the committer */
-
-/* Whether the log still has a name. Somebody may have put another one in its place while we run:
- * what is written to a file without a name is on disk, and gone with this process. */
-static bool is_still_there(const struct store *store) {
-    struct stat status;
-    return fstat(store->log_fd, &status) < 0 || status.st_nlink > 0;
-}
 
 /* One batch onto the disk. Reports what goes wrong, and cuts the log back to where the batch
  * began. */
 static enum outcome commit(struct store *store, const struct batch *batch) {
     const char *call = "write";
+    struct stat status;
     int result =
         log_write_at(store->log_fd, (struct slice){batch->bytes, batch->size}, batch->start);
     bool is_full = result < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG);
@@ -488,25 +466,25 @@ static enum outcome commit(struct store *store, const struct batch *batch) {
         call = "fdatasync";
         result = log_sync_data(store->log_fd);
     }
-    if (result == 0 && !is_still_there(store)) {
-        fprintf(stderr, "roomkeyd: %s: has been removed: sets are refused until restart\n",
-                LOG_NAME);
+    /* Somebody may have put another log in its place while we run: what is written to a file without
+     * a name is on disk, and gone with this process. */
+    if (result == 0 && fstat(store->log_fd, &status) == 0 && status.st_nlink == 0) {
+        tell(LOG_NAME ": has been removed: sets are refused until restart");
         return DISK_FAILED;
     }
     if (result == 0) {
         if (store->is_short_of_space && !batch->is_seal) {
-            fprintf(stderr, "roomkeyd: %s: there is space again, sets are taken\n", LOG_NAME);
+            tell(LOG_NAME ": there is space again, sets are taken");
             store->is_short_of_space = false;
         }
         return COMMITTED;
     }
     if (!is_full || !store->is_short_of_space)
-        fprintf(stderr, "roomkeyd: %s: %s: %s: %s\n", LOG_NAME, call, strerror(errno),
-                is_full ? "sets are refused while that lasts" : "sets are refused until restart");
+        tell(LOG_NAME ": ", call, ": ", strerror(errno), ": sets are refused ",
+             is_full ? "while that lasts" : "until restart");
     store->is_short_of_space = is_full;
     if (log_cut(store->log_fd, batch->start) < 0) {
-        fprintf(stderr, "roomkeyd: %s: ftruncate: %s: sets are refused until restart\n", LOG_NAME,
-                strerror(errno));
+        tell(LOG_NAME ": ftruncate: ", strerror(errno), ": sets are refused until restart");
         return DISK_FAILED;
     }
     return is_full ? NOT_COMMITTED : DISK_FAILED;
@@ -561,16 +539,16 @@ static void *committer_main(void *argument) {
     return NULL;
 }
 
-static int start_committer(struct store *store, struct log_failure why) {
+static int start_committer(struct store *store, struct text_why why) {
     store->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (store->event_fd < 0) return log_fail(why, "eventfd: %s", strerror(errno));
+    if (store->event_fd < 0) return text_fail(why, "eventfd: ", strerror(errno));
     /* Signals are the owner's business: the committer inherits a mask that blocks them all. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&store->committer, NULL, committer_main, store);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error) return log_fail(why, "cannot start the committer: %s", strerror(error));
+    if (error) return text_fail(why, "cannot start the committer: ", strerror(error));
     store->committer_runs = true;
     return 0;
 }
@@ -581,40 +559,30 @@ static int start_committer(struct store *store, struct log_failure why) {
 static void reset_batch(struct batch *batch) {
     if (batch->capacity > BATCH_KEEP_BYTES) {
         free(batch->bytes);
-        batch->bytes = NULL;
-        batch->capacity = 0;
-    }
-    if (batch->entry_capacity * sizeof *batch->entries > BATCH_KEEP_BYTES) {
         free(batch->entries);
+        batch->bytes = NULL;
         batch->entries = NULL;
-        batch->entry_capacity = 0;
+        batch->capacity = 0;
     }
     table_clear(&batch->index);
     batch->size = batch->entry_count = 0;
     batch->is_seal = false;
 }
 
-/* Grows an array of items of `size` bytes to hold at least `wanted` of them. Returns the array,
- * which may have moved, or NULL with nothing changed. */
-static void *grow(void *array, size_t *capacity, size_t wanted, size_t size) {
-    if (wanted <= *capacity) return array;
-    size_t larger = *capacity * 2 > wanted ? *capacity * 2 : wanted;
-    void *moved = realloc(array, larger * size);
-    if (moved) *capacity = larger;
-    return moved;
-}
-
 /* Makes room in a batch for one more line and its entry. */
 static bool make_room(struct batch *batch) {
     /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): a store always has an open batch */
+    size_t wanted = batch->size + LOG_LINE_MAX_BYTES, larger = 2 * wanted;
     if (batch->size > BATCH_MAX_BYTES) return false;
-    char *bytes = grow(batch->bytes, &batch->capacity, batch->size + LOG_LINE_MAX_BYTES, 1);
+    if (wanted <= batch->capacity) return true;
+    char *bytes = realloc(batch->bytes, larger);
     if (!bytes) return false;
     batch->bytes = bytes;
-    struct entry *entries = grow(batch->entries, &batch->entry_capacity, batch->entry_count + 1,
-                                 sizeof *batch->entries);
+    size_t records = larger / LOG_RECORD_MIN_BYTES;
+    struct entry *entries = realloc(batch->entries, records * sizeof *entries);
     if (!entries) return false;
     batch->entries = entries;
+    batch->capacity = larger;
     return true;
 }
 
@@ -654,11 +622,11 @@ static void seal(struct store *store) {
 
 /* ------------------------------------------------------------------------ the interface */
 
-/* A store with nothing open yet. Returns NULL with the reason. */
-static struct store *make_store(struct log_failure why) {
+/* A store with its directory open, and nothing else yet. Returns NULL with the reason. */
+static struct store *make_store(const char *dir, struct text_why why) {
     struct store *store = calloc(1, sizeof *store);
     if (!store) {
-        log_fail(why, "out of memory");
+        text_fail(why, "out of memory");
         return NULL;
     }
     store->dir_fd = store->log_fd = store->event_fd = -1;
@@ -671,25 +639,31 @@ static struct store *make_store(struct log_failure why) {
         table_init(&store->batches[0].index, TABLE_ONE_PART) < 0 ||
         table_init(&store->batches[1].index, TABLE_ONE_PART) < 0 ||
         table_init(&store->batches[2].index, TABLE_ONE_PART) < 0)
-        log_fail(why, "out of memory");
+        text_fail(why, "out of memory");
     else if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key)
-        log_fail(why, "getrandom: %s", strerror(errno));
+        text_fail(why, "getrandom: ", strerror(errno));
+    else if ((store->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+        text_fail(why, strerror(errno));
     else
         return store;
     store_close(store);
     return NULL;
 }
 
+/* Where a reason goes: behind the directory that it is about. */
+static struct text_why about(const char *dir, char *why, size_t why_size) {
+    size_t n = text_join(why, why_size, dir, ": ");
+    return (struct text_why){why + n, why_size - n};
+}
+
 struct store *store_open(const char *dir, char *why, size_t why_size) {
-    char reason[256];
-    struct log_failure failure = {reason, sizeof reason};
-    struct store *store = make_store(failure);
-    if (store && open_dir(store, dir, failure) == 0 && lock(store->dir_fd, failure) == 0 &&
-        (store->log_fd = log_open(store->dir_fd, failure)) >= 0 &&
-        lock(store->log_fd, failure) == 0 && replay_log(store, failure) == 0 &&
-        start_committer(store, failure) == 0)
+    struct text_why reason = about(dir, why, why_size);
+    struct store *store = make_store(dir, reason);
+    if (store && lock(store->dir_fd, reason) == 0 &&
+        (store->log_fd = log_open(store->dir_fd, O_RDWR, reason)) >= 0 &&
+        lock(store->log_fd, reason) == 0 && replay_log(store, reason) == 0 &&
+        start_committer(store, reason) == 0)
         return store;
-    snprintf(why, why_size, "%s: %s", dir, reason);
     if (store) store_close(store);
     return NULL;
 }
@@ -721,8 +695,7 @@ static enum store_result take_record(struct store *store, struct log_line *line,
 enum store_result store_set(struct store *store, const struct store_record *record,
                             uint64_t *ticket) {
     char escaped[3][LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
-    struct room room =
-        room_of(store, (struct slice){escaped[0], log_escape(record->room, escaped[0])});
+    struct room room = room_of(store, record->room, escaped[0]);
     struct timespec now;
     table_prefetch(&store->durable, room.hash); /* it comes while the line is made */
     clock_gettime(CLOCK_REALTIME, &now);
@@ -734,11 +707,11 @@ enum store_result store_set(struct store *store, const struct store_record *reco
     };
     struct log_line other;
     *ticket = 0;
-    enum match match = find_durable(store, room, buffer, &other);
-    if (match != MATCH_NONE) return match == MATCH_FOUND ? STORE_EXISTS : STORE_UNAVAILABLE;
-    if (store->failed) return STORE_UNAVAILABLE;
+    enum store_result result = find_durable(store, room, buffer, &other);
+    if (result == STORE_OK) return STORE_EXISTS;
+    if (result == STORE_UNAVAILABLE || store->failed) return STORE_UNAVAILABLE;
     pthread_mutex_lock(&store->lock);
-    enum store_result result = take_record(store, &line, room, ticket);
+    result = take_record(store, &line, room, ticket);
     pthread_mutex_unlock(&store->lock);
     if (result == STORE_OK) store->sealed = false;
     return result;
@@ -747,14 +720,10 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
                             size_t *key_size) {
     char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
-    struct slice spelled = {escaped, log_escape(room, escaped)};
     struct log_line line;
-    switch (find_durable(store, room_of(store, spelled), buffer, &line)) {
-    case MATCH_FOUND: *key_size = log_unescape(line.key, key); return STORE_OK;
-    case MATCH_NONE: return STORE_NONE;
-    case MATCH_ERROR: break;
-    }
-    return STORE_UNAVAILABLE;
+    enum store_result result = find_durable(store, room_of(store, room, escaped), buffer, &line);
+    if (result == STORE_OK) *key_size = log_unescape(line.key, key);
+    return result;
 }
 
 void store_hand_over(struct store *store) {
@@ -829,18 +798,18 @@ uint64_t store_key_ids(const struct store *store) { return store->durable.count;
 
 uint64_t store_log_bytes(const struct store *store) { return store->log_bytes; }
 
-/* Waits until the committer has nothing to do, and collects. */
+/* Waits until the committer has done all that it was offered, and collects. */
 static void settle(struct store *store) {
     struct store_settled settled;
     do {
         pthread_mutex_lock(&store->lock);
-        while (store->committing && !store->settled) pthread_cond_wait(&store->idle, &store->lock);
+        while ((store->committing || store->is_offered) && !store->settled)
+            pthread_cond_wait(&store->idle, &store->lock);
         pthread_mutex_unlock(&store->lock);
     } while (store_collect(store, &settled));
 }
 
 static void stop_committer(struct store *store) {
-    settle(store);
     offer(store);
     settle(store);
     if (!store->sealed && !store->failed) seal(store);
@@ -903,7 +872,7 @@ static int inspect_line(struct replay *replay, struct store_inspection *inspecti
     }
     if (fault < 0) return -1;
     if (fault != LOG_VALID) {
-        certify(replay, span, (enum log_fault)fault);
+        certify(span, (enum log_fault)fault, &replay->line, &replay->certified);
         log_look_inside(&replay->reader, span);
         return 0;
     }
@@ -913,27 +882,19 @@ static int inspect_line(struct replay *replay, struct store_inspection *inspecti
 }
 
 static int inspect_log(struct store *store, struct store_inspection *inspection,
-                       struct log_failure why) {
-    struct replay replay = {
-        .store = store,
-        .reader = {.fd = store->log_fd, .offset = LOG_FIRST_LINE_BYTES},
-        .certified = LOG_FIRST_LINE_BYTES,
-    };
+                       struct text_why why) {
+    struct replay replay;
     struct log_span span;
-    int got;
-    replay.reader.buffer = malloc(LOG_READ_BUFFER_BYTES);
-    if (!replay.reader.buffer) return log_fail(why, "out of memory");
+    int got = 1;
+    if (begin_replay(&replay, store, why) < 0) return -1;
     inspection->size = LOG_FIRST_LINE_BYTES;
-    while ((got = log_read_line(&replay.reader, &span)) > 0 &&
+    while (got > 0 && (got = log_read_line(&replay.reader, &span)) > 0 &&
            (inspection->limit == 0 || span.offset < inspection->limit)) {
         inspection->size = replay.reader.offset;
-        if (inspect_line(&replay, inspection, &span) < 0) {
-            got = -1;
-            break;
-        }
+        if (inspect_line(&replay, inspection, &span) < 0) got = -1;
     }
     if (got < 0 || log_sync_data(store->log_fd) < 0)
-        got = log_fail(why, "%s: %s", LOG_NAME, strerror(errno));
+        got = text_fail(why, LOG_NAME ": ", strerror(errno));
     free(replay.reader.buffer);
     if (!inspection->fault) inspection->fault_offset = inspection->size;
     inspection->is_damaged = inspection->fault_offset < replay.certified;
@@ -942,14 +903,11 @@ static int inspect_log(struct store *store, struct store_inspection *inspection,
 
 int store_inspect(const char *dir, struct store_inspection *inspection, char *why,
                   size_t why_size) {
-    char reason[256];
-    struct log_failure failure = {reason, sizeof reason};
-    struct store *store = make_store(failure);
-    int result = -1;
-    if (store && open_dir(store, dir, failure) == 0 &&
-        (store->log_fd = log_open_to_read(store->dir_fd, failure)) >= 0)
-        result = inspect_log(store, inspection, failure);
-    if (result < 0) snprintf(why, why_size, "%s: %s", dir, reason);
-    if (store) store_close(store);
+    struct text_why reason = about(dir, why, why_size);
+    struct store *store = make_store(dir, reason);
+    if (!store) return -1;
+    store->log_fd = log_open(store->dir_fd, O_RDONLY, reason);
+    int result = store->log_fd < 0 ? -1 : inspect_log(store, inspection, reason);
+    store_close(store);
     return result;
 }

@@ -474,9 +474,10 @@ int __wrap_openat64(int dir, const char *path, int flags, ...) {
 
 int __wrap_renameat(int from_dir, const char *from, int to_dir, const char *to) {
     if (__real_renameat(from_dir, from, to_dir, to) < 0) give_up("renameat");
-    record((struct op){.kind = RENAME,
-                       .name = name_index(&torture.now, from),
-                       .other = name_index(&torture.now, to)});
+    unsigned old = name_index(&torture.now, from), new = name_index(&torture.now, to);
+    for (size_t fd = 0; fd < sizeof torture.name_of / sizeof *torture.name_of; fd++)
+        if (torture.name_of[fd] == old + 1) remember_fd((int)fd, new); /* it is that file's still */
+    record((struct op){.kind = RENAME, .name = old, .other = new});
     return 0;
 }
 
