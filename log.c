@@ -91,8 +91,8 @@ size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
     return n;
 }
 
-/* The put_ functions write at out and return where the next byte goes. A number has at least as many
- * digits as are asked for. */
+/* The put_ functions write at out and return where the next byte goes. A number gets as many digits
+ * as it needs, or so many at least. */
 static char *put_hex(char *out, uint64_t value, int digits) {
     while (digits < 16 && value >> (4 * digits) != 0) digits++;
     for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4)

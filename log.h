@@ -84,9 +84,9 @@ int log_read_line(struct log_reader *reader, struct log_span *span);
 void log_look_inside(struct log_reader *reader, const struct log_span *span);
 
 /* Opens the log in a directory and checks its first line. mode is O_RDONLY or O_RDWR. With O_RDWR,
- * where there is none (or an empty file: a log is born with its first line) it is made, complete and
- * durable, or not at all. A file that is something else is not touched. Returns a descriptor, or -1
- * with the reason. */
+ * where there is none (or an empty file: a log is born with its first line), it is made, complete
+ * and durable, or not at all. A file that is something else is not touched. Returns a descriptor,
+ * or -1 with the reason. */
 int log_open(int dir_fd, int mode, struct text_why why);
 
 /* System calls made whole: short counts are finished, EINTR is no failure. All return -1 with errno

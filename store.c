@@ -95,7 +95,6 @@ struct batch {
     uint64_t number; /* the ticket of its sets; the first is 1 */
     uint64_t start;  /* file offset at which its bytes go */
     uint64_t base;   /* BATCH of its lines: start, or the offset of an unsynced seal before it */
-    bool is_seal;    /* holds one seal and nothing else; not synced */
     char *bytes;
     struct entry *entries; /* there is one for every record that the bytes have room for */
     size_t size, capacity, entry_count;
@@ -107,8 +106,8 @@ struct batch {
  * race for a room ask for its line one after the other: the first of them reads it for all. */
 struct recent {
     uint64_t offset; /* 0: none */
-    size_t size;     /* without its newline */
-    char bytes[USUAL_LINE_BYTES];
+    struct log_line line;
+    char bytes[LOG_LINE_MAX_BYTES];
 };
 
 /* How a commit ended. */
@@ -150,44 +149,27 @@ struct store {
 
 /* ------------------------------------------------------------------------ the index */
 
-/* A room as it is looked for: as the log spells it, and hashed. */
-struct room {
-    struct slice escaped;
-    uint64_t hash;
-};
-
-static struct room room_of(const struct store *store, struct slice id,
-                           char buffer[LOG_ESCAPED_MAX_BYTES]) {
-    struct slice escaped = {buffer, log_escape(id, buffer)};
-    return (struct room){escaped, table_hash(store->key, escaped)};
-}
-
-/* Reads the line of a durable record back from the log; *line then points into buffer. Returns 0,
- * or -1 with errno set, told once. */
-static int read_back(struct store *store, uint64_t offset, char buffer[LOG_LINE_MAX_BYTES],
-                     struct log_line *line) {
+/* Reads the line of a durable record back from the log; what *line points to lives until the next
+ * call. Returns 0, or -1 with errno set, told once. */
+static int read_back(struct store *store, uint64_t offset, struct log_line *line) {
     struct recent *recent = &store->recent[offset % RECENT_LINES];
+    char *bytes = recent->bytes;
     if (recent->offset == offset) {
-        memcpy(buffer, recent->bytes, recent->size);
-        log_parse((struct slice){buffer, recent->size}, line);
+        *line = recent->line;
         return 0;
     }
-    ssize_t n = log_read_at(store->log_fd, buffer, USUAL_LINE_BYTES, offset);
-    const char *newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
+    ssize_t n = log_read_at(store->log_fd, bytes, USUAL_LINE_BYTES, offset);
+    const char *newline = n > 0 ? memchr(bytes, '\n', (size_t)n) : NULL;
     if (n == USUAL_LINE_BYTES && !newline) {
-        n = log_read_at(store->log_fd, buffer, LOG_LINE_MAX_BYTES, offset);
-        newline = n > 0 ? memchr(buffer, '\n', (size_t)n) : NULL;
+        n = log_read_at(store->log_fd, bytes, LOG_LINE_MAX_BYTES, offset);
+        newline = n > 0 ? memchr(bytes, '\n', (size_t)n) : NULL;
     }
-    size_t size = newline ? (size_t)(newline - buffer) : 0;
-    if (newline && log_parse((struct slice){buffer, size}, line) == LOG_VALID) {
-        /* Not before the committer runs: replay may yet cut the line off, and another follow. */
-        if (store->committer_runs && size <= sizeof recent->bytes) {
-            memcpy(recent->bytes, buffer, size);
-            recent->offset = offset;
-            recent->size = size;
-        }
-        return 0;
-    }
+    struct slice text = {bytes, newline ? (size_t)(newline - bytes) : 0};
+    bool is_valid = newline && log_parse(text, &recent->line) == LOG_VALID;
+    /* Not kept before the committer runs: replay may yet cut the line off, and another follow. */
+    recent->offset = is_valid && store->committer_runs ? offset : 0;
+    *line = recent->line;
+    if (is_valid) return 0;
     int error = n < 0 ? errno : EIO;
     if (!store->read_failure_told)
         tell(LOG_NAME ": cannot read the record at byte ", DECIMAL(offset),
@@ -197,30 +179,29 @@ static int read_back(struct store *store, uint64_t offset, char buffer[LOG_LINE_
     return -1;
 }
 
-/* Looks for a room among the durable records; the index only says where to look. Returns STORE_OK
- * with its line, STORE_NONE, or STORE_UNAVAILABLE with errno set. */
-static enum store_result find_durable(struct store *store, struct room room,
-                                      char buffer[LOG_LINE_MAX_BYTES], struct log_line *line) {
+/* Looks for a room, as the log spells it, among the durable records; the index only says where to
+ * look. Returns STORE_OK with its line, STORE_NONE, or STORE_UNAVAILABLE with errno set. */
+static enum store_result find_durable(struct store *store, struct slice room, uint64_t hash,
+                                      struct log_line *line) {
     uint64_t offset;
-    struct table_search search = table_find(&store->durable, room.hash);
+    struct table_search search = table_find(&store->durable, hash);
     while (table_next(&search, &offset)) {
-        if (read_back(store, offset, buffer, line) < 0) return STORE_UNAVAILABLE;
-        if (slice_equal(line->room, room.escaped)) return STORE_OK;
+        if (read_back(store, offset, line) < 0) return STORE_UNAVAILABLE;
+        if (slice_equal(line->room, room)) return STORE_OK;
     }
     return STORE_NONE;
 }
 
 /* Whether a batch that is not durable yet sets the room. */
-static bool is_in_batch(const struct batch *batch, struct room room) {
+static bool is_in_batch(const struct batch *batch, struct slice room, uint64_t hash) {
     uint64_t offset;
-    struct table_search search = table_find(&batch->index, room.hash);
+    struct table_search search = table_find(&batch->index, hash);
     while (table_next(&search, &offset)) {
         struct log_line line;
         size_t at = (size_t)(offset - batch->start);
-        const char *newline = memchr(batch->bytes + at, '\n', batch->size - at);
-        struct slice text = {batch->bytes + at, (size_t)(newline - (batch->bytes + at))};
-        if (log_parse(text, &line) == LOG_VALID && slice_equal(line.room, room.escaped))
-            return true;
+        const char *start = batch->bytes + at, *newline = memchr(start, '\n', batch->size - at);
+        struct slice text = {start, (size_t)(newline - start)};
+        if (log_parse(text, &line) == LOG_VALID && slice_equal(line.room, room)) return true;
     }
     return false;
 }
@@ -251,19 +232,21 @@ struct replay {
 /* Looks for a record's room among those in the index, one of which has the same hash. Returns as
  * find_durable does. */
 static enum store_result find_twin(struct store *store, const struct waiting *record) {
-    char own[LOG_LINE_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
-    struct log_line line, other;
-    if (read_back(store, record->offset, own, &line) < 0) return STORE_UNAVAILABLE;
-    return find_durable(store, (struct room){line.room, record->hash}, buffer, &other);
+    char room[LOG_ESCAPED_MAX_BYTES];
+    struct log_line line;
+    if (read_back(store, record->offset, &line) < 0) return STORE_UNAVAILABLE;
+    memcpy(room, line.room.p, line.room.n);
+    return find_durable(store, (struct slice){room, line.room.n}, record->hash, &line);
 }
 
-/* Indexes the record that has waited longest, if one has and its room is new. Returns LOG_VALID,
- * LOG_ROOM_TWICE after going back to before that record, or -1 with errno set. */
-static int index_oldest(struct replay *replay) {
+/* Lets a record wait, in the place of the one that has waited longest. That one, if there is one,
+ * is indexed if its room is new. Returns LOG_VALID, LOG_ROOM_TWICE after going back to before that
+ * one, or -1 with errno set. */
+static int index_later(struct replay *replay, struct waiting next) {
     struct table *durable = &replay->store->durable;
     struct waiting *place = &replay->waiting[replay->turn++ % REPLAY_AHEAD], record = *place;
     uint64_t other;
-    place->offset = 0; /* whatever comes of it, it waits no more */
+    *place = next;
     if (record.offset == 0) return LOG_VALID;
     struct table_search search = table_find(durable, record.hash);
     enum store_result twin =
@@ -282,31 +265,19 @@ static int index_oldest(struct replay *replay) {
     return LOG_VALID;
 }
 
-/* Puts the record that was judged last among those that wait, in the place of the one that has
- * waited longest, which is indexed. Returns as index_oldest does. */
-static int index_later(struct replay *replay, uint64_t offset) {
-    struct waiting *place = &replay->waiting[replay->turn % REPLAY_AHEAD];
-    int result = index_oldest(replay);
-    if (result != LOG_VALID) return result;
-    uint64_t hash = table_hash(replay->store->key, replay->line.room);
-    *place = (struct waiting){hash, offset, replay->certified};
-    table_prefetch(&replay->store->durable, hash);
-    return LOG_VALID;
-}
-
-/* Indexes all that wait. Returns as index_oldest does. */
+/* Indexes all that wait. Returns as index_later does. */
 static int index_waiting(struct replay *replay) {
     int result = LOG_VALID;
     for (unsigned i = 0; i < REPLAY_AHEAD && result == LOG_VALID; i++)
-        result = index_oldest(replay);
+        result = index_later(replay, (struct waiting){.offset = 0});
     return result;
 }
 
-/* Raises *certified to the offset before which all was on disk, by the word of a line in its place or
- * behind a bad one. Inside a bad line little is believed: where a crash has lost the beginning of a
- * line, the rest is what a client chose. It is easy to choose a key ID so that this looks like a
- * line of a newer roomkeyd. A seal leaves nothing to choose but its offset, and hardly any that the
- * log can have reached fits the checksum. */
+/* Raises *certified to the offset before which all was on disk, by the word of a line in its place
+ * or behind a bad one. Inside a bad line little is believed: where a crash has lost the beginning
+ * of a line, the rest is what a client chose. It is easy to choose a key ID so that this looks like
+ * a line of a newer roomkeyd. A seal leaves nothing to choose but its offset, and hardly any that
+ * the log can have reached fits the checksum. */
 static void certify(const struct log_span *span, enum log_fault fault, const struct log_line *line,
                     uint64_t *certified) {
     uint64_t before = 0;
@@ -326,7 +297,9 @@ static int admit(struct replay *replay, const struct log_span *span) {
     bool follows = line->batch == span->offset || (line->batch == replay->batch && !line->is_seal);
     if (!follows && !replay->is_broken) return LOG_BAD_BATCH;
     if (!line->is_seal) {
-        int result = index_later(replay, span->offset);
+        uint64_t hash = table_hash(replay->store->key, line->room);
+        table_prefetch(&replay->store->durable, hash);
+        int result = index_later(replay, (struct waiting){hash, span->offset, replay->certified});
         if (result != LOG_VALID) return result;
     }
     replay->batch = line->batch;
@@ -337,8 +310,8 @@ static int admit(struct replay *replay, const struct log_span *span) {
 }
 
 /* Looks in and behind a bad line, which the reader has yet to give, for lines that certify it: at
- * any offset, since bytes may have been lost or added. Returns 0 with *highest the highest BATCH
- * found (0 if none), or -1 with errno set. */
+ * any offset, since bytes may have been lost or added. Returns 0 at the end of the log, with
+ * *highest the highest BATCH found (0 if none), or -1 with errno set. */
 static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
     struct log_span span;
     struct log_line line;
@@ -357,13 +330,13 @@ static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
  * cut yet. */
 static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, struct text_why why) {
     char name[64];
-    int fd = -1, result = 0;
-    for (unsigned i = 1; fd < 0 && i <= 1000; i++) {
+    unsigned number = 1;
+    int fd, result = 0;
+    do {
         size_t n = text_join(name, sizeof name, LOG_NAME ".torn-", DECIMAL(from));
-        if (i > 1) text_join(name + n, sizeof name - n, ".", DECIMAL(i));
+        if (number > 1) text_join(name + n, sizeof name - n, ".", DECIMAL(number));
         fd = openat(store->dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        if (fd < 0 && errno != EEXIST) break;
-    }
+    } while (fd < 0 && errno == EEXIST && ++number <= 1000);
     if (fd < 0) return text_fail(why, name, ": cannot save the torn tail: ", strerror(errno));
     log_give_to_owner(store->dir_fd, fd);
     if (log_copy(store->log_fd, fd, from, size, 0) == 0 && log_sync_all(fd) == 0 &&
@@ -382,21 +355,19 @@ static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, str
 static int repair(struct replay *replay, enum log_fault fault, struct text_why why) {
     struct store *store = replay->store;
     uint64_t bad = replay->end, highest;
-    struct stat status;
     if (fault == LOG_NEWER)
         return text_fail(why, LOG_NAME ": byte ", DECIMAL(bad), ": ", log_fault_text(fault));
     struct log_reader reader = {
         .fd = store->log_fd, .buffer = replay->reader.buffer, .offset = bad};
-    if (find_highest_batch(&reader, &highest) < 0 || fstat(store->log_fd, &status) < 0)
+    if (find_highest_batch(&reader, &highest) < 0)
         return text_fail(why, LOG_NAME ": ", strerror(errno));
     if (highest > bad)
         return text_fail(why, LOG_NAME ": damaged at byte ", DECIMAL(bad), ": ",
                          log_fault_text(fault), ", but what follows shows that it was on disk; ",
                          "nothing has been changed");
-    if (save_torn_tail(store, bad, (uint64_t)status.st_size, why) < 0) return -1;
-    if (log_cut(store->log_fd, bad) < 0)
-        return text_fail(why, LOG_NAME ": cannot cut the torn tail: ", strerror(errno));
-    return 0;
+    if (save_torn_tail(store, bad, reader.offset, why) < 0) return -1;
+    if (log_cut(store->log_fd, bad) == 0) return 0;
+    return text_fail(why, LOG_NAME ": cannot cut the torn tail: ", strerror(errno));
 }
 
 /* Ready for the first record. Returns 0 with a reader whose buffer has to be freed, or -1. */
@@ -412,13 +383,13 @@ static int begin_replay(struct replay *replay, struct store *store, struct text_
     return buffer ? 0 : text_fail(why, "out of memory");
 }
 
-/* Judges line after line up to the first bad one, and indexes all before it. Returns as admit does. */
+/* Judges line after line up to the first bad one, and has all before it indexed. Returns as admit
+ * does. */
 static int admit_all(struct replay *replay) {
     struct log_span span;
-    int got = 1, fault = LOG_VALID;
-    while (fault == LOG_VALID && (got = log_read_line(&replay->reader, &span)) > 0)
-        fault = admit(replay, &span);
-    if (got < 0) return -1;
+    int got, fault = LOG_VALID;
+    while (fault == LOG_VALID && (got = log_read_line(&replay->reader, &span)) != 0)
+        fault = got > 0 ? admit(replay, &span) : -1;
     if (fault < 0 || fault == LOG_ROOM_TWICE) return fault;
     int late = index_waiting(replay); /* if one of them is bad, it is so before this one */
     return late == LOG_VALID ? fault : late;
@@ -454,40 +425,35 @@ static int lock(int fd, struct text_why why) {
 
 /* ------------------------------------------------------------------------ the committer */
 
+/* Whether a batch, which is not empty, is a seal and nothing else. That is not synced. */
+static bool is_seal(const struct batch *batch) { return batch->entry_count == 0; }
+
 /* One batch onto the disk. Reports what goes wrong, and cuts the log back to where the batch
  * began. */
 static enum outcome commit(struct store *store, const struct batch *batch) {
-    const char *call = "write";
+    struct slice bytes = {batch->bytes, batch->size};
     struct stat status;
-    int result =
-        log_write_at(store->log_fd, (struct slice){batch->bytes, batch->size}, batch->start);
-    bool is_full = result < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG);
-    if (result == 0 && !batch->is_seal) {
-        call = "fdatasync";
-        result = log_sync_data(store->log_fd);
-    }
-    /* Somebody may have put another log in its place while we run: what is written to a file without
-     * a name is on disk, and gone with this process. */
-    if (result == 0 && fstat(store->log_fd, &status) == 0 && status.st_nlink == 0) {
+    bool is_written = log_write_at(store->log_fd, bytes, batch->start) == 0;
+    bool is_full = !is_written && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG);
+    bool is_done = is_written && (is_seal(batch) || log_sync_data(store->log_fd) == 0);
+    /* Somebody may have put another log in its place while we run: what is written to a file that
+     * has no name is on disk, and gone with this process. */
+    if (is_done && fstat(store->log_fd, &status) == 0 && status.st_nlink == 0) {
         tell(LOG_NAME ": has been removed: sets are refused until restart");
         return DISK_FAILED;
     }
-    if (result == 0) {
-        if (store->is_short_of_space && !batch->is_seal) {
-            tell(LOG_NAME ": there is space again, sets are taken");
-            store->is_short_of_space = false;
-        }
-        return COMMITTED;
+    if (is_done && store->is_short_of_space && !is_seal(batch)) {
+        tell(LOG_NAME ": there is space again, sets are taken");
+        store->is_short_of_space = false;
     }
+    if (is_done) return COMMITTED;
     if (!is_full || !store->is_short_of_space)
-        tell(LOG_NAME ": ", call, ": ", strerror(errno), ": sets are refused ",
-             is_full ? "while that lasts" : "until restart");
+        tell(LOG_NAME, is_written ? ": fdatasync: " : ": write: ", strerror(errno),
+             ": sets are refused ", is_full ? "while that lasts" : "until restart");
     store->is_short_of_space = is_full;
-    if (log_cut(store->log_fd, batch->start) < 0) {
-        tell(LOG_NAME ": ftruncate: ", strerror(errno), ": sets are refused until restart");
-        return DISK_FAILED;
-    }
-    return is_full ? NOT_COMMITTED : DISK_FAILED;
+    if (log_cut(store->log_fd, batch->start) == 0) return is_full ? NOT_COMMITTED : DISK_FAILED;
+    tell(LOG_NAME ": ftruncate: ", strerror(errno), ": sets are refused until restart");
+    return DISK_FAILED;
 }
 
 /* Makes the open batch the committing one. Under lock, with nothing committing. */
@@ -496,7 +462,7 @@ static void take_open_batch(struct store *store) {
     struct batch *next = &store->batches[(batch - store->batches + 1) % 3];
     next->number = batch->number + 1;
     next->start = batch->start + batch->size;
-    next->base = batch->is_seal ? batch->base : next->start;
+    next->base = is_seal(batch) ? batch->base : next->start;
     store->open = next;
     store->committing = batch;
     store->is_offered = false;
@@ -511,14 +477,14 @@ static bool may_take(const struct store *store) {
 
 static void *committer_main(void *argument) {
     struct store *store = argument;
-    pthread_mutex_lock(&store->lock);
     for (;;) {
+        pthread_mutex_lock(&store->lock);
         while (!store->committing && !may_take(store) && !store->stopping)
             pthread_cond_wait(&store->work, &store->lock);
         if (may_take(store)) take_open_batch(store);
         struct batch *batch = store->committing;
-        if (!batch) break;
         pthread_mutex_unlock(&store->lock);
+        if (!batch) return NULL;
 
         int64_t begun_us = clock_us();
         enum outcome outcome = commit(store, batch);
@@ -533,10 +499,7 @@ static void *committer_main(void *argument) {
         pthread_mutex_unlock(&store->lock);
         /* Should this fail, COMMIT_RECHECK_MS brings the owner round all the same. */
         eventfd_write(store->event_fd, 1);
-        pthread_mutex_lock(&store->lock);
     }
-    pthread_mutex_unlock(&store->lock);
-    return NULL;
 }
 
 static int start_committer(struct store *store, struct text_why why) {
@@ -566,7 +529,6 @@ static void reset_batch(struct batch *batch) {
     }
     table_clear(&batch->index);
     batch->size = batch->entry_count = 0;
-    batch->is_seal = false;
 }
 
 /* Makes room in a batch for one more line and its entry. */
@@ -611,7 +573,6 @@ static void seal(struct store *store) {
     bool is_at_rest = !store->committing && !store->settled && batch->size == 0;
     if (is_at_rest && make_room(batch)) {
         struct log_line line = {.batch = batch->start, .is_seal = true};
-        batch->is_seal = true;
         batch->base = batch->start;
         batch->size = log_format(&line, batch->bytes);
     }
@@ -669,49 +630,50 @@ struct store *store_open(const char *dir, char *why, size_t why_size) {
 }
 
 /* Under lock: takes a record into the open batch, or finds that a batch on its way has the room. */
-static enum store_result take_record(struct store *store, struct log_line *line, struct room room,
+static enum store_result take_record(struct store *store, struct log_line *line, uint64_t hash,
                                      uint64_t *ticket) {
     struct batch *open = store->open;
     const struct batch *const on_their_way[] = {store->settled, store->committing, open};
     for (int i = 0; i < 3; i++)
-        if (on_their_way[i] && is_in_batch(on_their_way[i], room)) {
+        if (on_their_way[i] && is_in_batch(on_their_way[i], line->room, hash)) {
             *ticket = on_their_way[i]->number;
             return STORE_EXISTS;
         }
-    if (!make_room(open) || table_reserve(&open->index, room.hash) < 0) return STORE_UNAVAILABLE;
-    if (table_reserve(&store->durable, room.hash) < 0) {
-        table_release(&open->index, room.hash);
+    if (!make_room(open) || table_reserve(&open->index, hash) < 0) return STORE_UNAVAILABLE;
+    if (table_reserve(&store->durable, hash) < 0) {
+        table_release(&open->index, hash);
         return STORE_UNAVAILABLE;
     }
     uint64_t offset = open->start + open->size;
     line->batch = open->base;
     open->size += log_format(line, open->bytes + open->size);
-    open->entries[open->entry_count++] = (struct entry){room.hash, offset};
-    table_insert(&open->index, room.hash, offset);
+    open->entries[open->entry_count++] = (struct entry){hash, offset};
+    table_insert(&open->index, hash, offset);
     *ticket = open->number;
     return STORE_OK;
 }
 
 enum store_result store_set(struct store *store, const struct store_record *record,
                             uint64_t *ticket) {
-    char escaped[3][LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
-    struct room room = room_of(store, record->room, escaped[0]);
+    char escaped[3][LOG_ESCAPED_MAX_BYTES];
+    struct slice room = {escaped[0], log_escape(record->room, escaped[0])};
+    uint64_t hash = table_hash(store->key, room);
     struct timespec now;
-    table_prefetch(&store->durable, room.hash); /* it comes while the line is made */
+    table_prefetch(&store->durable, hash); /* it comes while the line is made */
     clock_gettime(CLOCK_REALTIME, &now);
     struct log_line line = {
         .time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
         .user = {escaped[1], log_escape(record->user, escaped[1])},
-        .room = room.escaped,
+        .room = room,
         .key = {escaped[2], log_escape(record->key, escaped[2])},
     };
     struct log_line other;
     *ticket = 0;
-    enum store_result result = find_durable(store, room, buffer, &other);
+    enum store_result result = find_durable(store, room, hash, &other);
     if (result == STORE_OK) return STORE_EXISTS;
     if (result == STORE_UNAVAILABLE || store->failed) return STORE_UNAVAILABLE;
     pthread_mutex_lock(&store->lock);
-    result = take_record(store, &line, room, ticket);
+    result = take_record(store, &line, hash, ticket);
     pthread_mutex_unlock(&store->lock);
     if (result == STORE_OK) store->sealed = false;
     return result;
@@ -719,9 +681,10 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
                             size_t *key_size) {
-    char escaped[LOG_ESCAPED_MAX_BYTES], buffer[LOG_LINE_MAX_BYTES];
+    char escaped[LOG_ESCAPED_MAX_BYTES];
+    struct slice spelled = {escaped, log_escape(room, escaped)};
     struct log_line line;
-    enum store_result result = find_durable(store, room_of(store, room, escaped), buffer, &line);
+    enum store_result result = find_durable(store, spelled, table_hash(store->key, spelled), &line);
     if (result == STORE_OK) *key_size = log_unescape(line.key, key);
     return result;
 }
@@ -745,8 +708,8 @@ static void abandon_settled(struct store *store, struct store_settled *settled) 
     open->start = batch->start;
     open->base = batch->base;
     store->is_offered = false;
-    if (batch->base < batch->start)
-        store->sealed = true; /* by the unsynced seal before it, which no other one may certify */
+    /* By the unsynced seal before it, which no other one may certify. */
+    if (batch->base < batch->start) store->sealed = true;
 }
 
 bool store_collect(struct store *store, struct store_settled *settled) {
@@ -784,8 +747,8 @@ int store_tick(struct store *store, int64_t now_ms) {
         return COMMIT_RECHECK_MS;
     }
     if (store->sealed || store->failed) return -1;
-    if (store->last_set_ms == 0)
-        store->last_set_ms = now_ms; /* the first call after a replay that ended without a seal */
+    /* The first call after a replay that ended without a seal. */
+    if (store->last_set_ms == 0) store->last_set_ms = now_ms;
     int64_t left = store->last_set_ms + SEAL_AFTER_MS - now_ms;
     if (left > 0) return (int)left;
     seal(store);
@@ -850,8 +813,7 @@ static int visit_record(const struct store_inspection *inspection, const struct 
         .room = {room, log_unescape(line->room, room)},
         .key = {key, log_unescape(line->key, key)},
     };
-    if (!inspection->visit) return 0;
-    return inspection->visit(inspection->context, &record, line->time_ms);
+    return inspection->visit ? inspection->visit(inspection->context, &record, line->time_ms) : 0;
 }
 
 /* Judges a line, and its room at once. Returns as admit does. */

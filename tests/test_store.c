@@ -1500,6 +1500,43 @@ static void a_line_read_back_is_kept(void **state) {
     said();
 }
 
+static void a_long_line_read_back_is_kept(void **state) {
+    (void)state;
+    char key[ID_MAX_BYTES + 1] = {0};
+    memset(key, '\\', ID_MAX_BYTES);
+    open_store();
+    must_set("a", key);
+    must_commit();
+    assert_key("a", key);
+    arm(PREAD, 1, 1000, EIO);
+    assert_key("a", key);
+    assert_false(faults[PREAD].fired);
+}
+
+/* Few lines are kept, each in a place that others share: what spoils a place is not taken for what
+ * was there before. The lines are equally long, so that many of them share the first one's. */
+static void a_line_that_is_not_valid_is_not_kept(void **state) {
+    (void)state;
+    char room[16], found[ID_MAX_BYTES];
+    size_t n;
+    open_store();
+    for (int i = 10; i < 90; i++) {
+        snprintf(room, sizeof room, "r%d", i);
+        must_set(room, room);
+    }
+    must_commit();
+    int fd = open(path_of(LOG_NAME), O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "?", 1, (off_t)LOG_FIRST_LINE_BYTES + 3), 1);
+    close(fd);
+    for (int i = 11; i < 90; i++) {
+        snprintf(room, sizeof room, "r%d", i);
+        assert_key(room, room);
+        assert_int_equal(store_get(scene.store, SLICE("r10"), found, &n), STORE_UNAVAILABLE);
+        assert_key(room, room);
+    }
+    said();
+}
+
 /* A line that replay read and cut off is not taken for the one that is written in its place. */
 static void what_was_cut_off_is_forgotten(void **state) {
     (void)state;
@@ -1940,6 +1977,8 @@ int main(void) {
         UNIT(a_log_is_not_born_behind_a_link),
         UNIT(a_record_that_changes_on_disk_is_not_told),
         UNIT(a_line_read_back_is_kept),
+        UNIT(a_long_line_read_back_is_kept),
+        UNIT(a_line_that_is_not_valid_is_not_kept),
         UNIT(what_was_cut_off_is_forgotten),
         UNIT(a_batch_says_how_it_went),
         UNIT(a_full_disk_refuses_while_it_is_full),
