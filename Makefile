@@ -53,7 +53,7 @@ static_LDFLAGS  := -static -s -Wl,-z,relro,-z,now,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static fuzz cover cover-quick
 FUZZED   := http json request access log
-UNITS    := slice sha256 table access access_work http json api metrics store listen
+UNITS    := slice text sha256 table access access_work http json api metrics store listen
 TIMED    := access api
 
 .PHONY: all static install uninstall test units corpus server fuzz test-ecosystem torture torture-timed torture-short \

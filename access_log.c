@@ -23,9 +23,9 @@
  * regular file may still wait for its disk, as any write does that finds too many unwritten pages.
  */
 #include "access_log.h"
+#include "listen.h"
 #include "text.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -60,11 +60,9 @@ int access_log_open(struct access_log *log) {
 static char *put_peer(char *out, int fd) {
     struct sockaddr_storage peer = {.ss_family = AF_UNSPEC};
     socklen_t size = sizeof peer;
-    const void *address = &((struct sockaddr_in6 *)&peer)->sin6_addr;
-    char text[INET6_ADDRSTRLEN];
+    char text[LISTEN_IP_BYTES];
     getpeername(fd, (struct sockaddr *)&peer, &size);
-    if (peer.ss_family == AF_INET) address = &((struct sockaddr_in *)&peer)->sin_addr;
-    return stpcpy(out, inet_ntop(peer.ss_family, address, text, sizeof text) ? text : "-");
+    return stpcpy(out, listen_ip_text(&peer, text) ? text : "-");
 }
 
 /* What a client sent, or "-". */
