@@ -258,8 +258,8 @@ char access_room_type(const struct access *access, struct slice room, struct sli
 static int fail(const struct loader *loader, const char *reason) {
     if (loader->line == 0)
         return text_fail(loader->why, loader->dir, "/", loader->name, ": ", reason);
-    const char *line = DECIMAL(loader->line);
-    return text_fail(loader->why, loader->dir, "/", loader->name, ":", line, ": ", reason);
+    return text_fail(loader->why, loader->dir, "/", loader->name, ":", DECIMAL(loader->line), ": ",
+                     reason);
 }
 
 static int fail_memory(struct loader *loader) { return text_fail(loader->why, "out of memory"); }

@@ -119,17 +119,18 @@ static int salvage_log(const struct options *options) {
 }
 
 static void print_inspection(const char *dir, const struct store_inspection *inspection) {
-    const char *bad = DECIMAL(inspection->fault_offset), *fault = inspection->fault;
-    const char *rest = DECIMAL(inspection->size - inspection->fault_offset);
-    text_print(stdout, dir, "/" LOG_NAME ": ", DECIMAL(inspection->records), " records in ", bad,
-               " bytes\n");
+    struct text_number bad = text_number(inspection->fault_offset, 1);
+    struct text_number rest = text_number(inspection->size - inspection->fault_offset, 1);
+    text_print(stdout, dir, "/" LOG_NAME ": ", DECIMAL(inspection->records), " records in ",
+               bad.string, " bytes\n");
     if (inspection->is_damaged)
-        text_print(stdout, dir, "/" LOG_NAME ": damaged at byte ", bad, ": ", fault, "\n", dir,
-                   "/" LOG_NAME ": ", DECIMAL(inspection->records_after), " valid records in the ",
-                   rest, " bytes behind that\n");
-    else if (fault)
-        text_print(stdout, dir, "/" LOG_NAME ": ", rest, " bytes at byte ", bad,
-                   " are a torn tail, or what a server is writing: ", fault, "\n");
+        text_print(stdout, dir, "/" LOG_NAME ": damaged at byte ", bad.string, ": ",
+                   inspection->fault, "\n", dir, "/" LOG_NAME ": ",
+                   DECIMAL(inspection->records_after), " valid records in the ", rest.string,
+                   " bytes behind that\n");
+    else if (inspection->fault)
+        text_print(stdout, dir, "/" LOG_NAME ": ", rest.string, " bytes at byte ", bad.string,
+                   " are a torn tail, or what a server is writing: ", inspection->fault, "\n");
 }
 
 /* Fails when a server would not start with these files, or has yet to make the log. */

@@ -575,7 +575,7 @@ static inline char *append(char *out, struct slice s) {
 }
 
 static char *append_number(char *out, size_t number) {
-    char digits[TEXT_DIGITS_BYTES], *first = text_digits(digits, number, 1);
+    char digits[TEXT_NUMBER_BYTES], *first = text_digits(digits, number, 1);
     return append(out, (struct slice){first, (size_t)(digits + sizeof digits - 1 - first)});
 }
 

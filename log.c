@@ -111,7 +111,7 @@ size_t log_format(const struct log_line *line, char start[LOG_LINE_MAX_BYTES]) {
     char *out = put_hex(covered, line->batch, 1);
     out = put_field(out, line->is_seal ? SLICE("-") : SLICE("S"));
     if (!line->is_seal) {
-        char digits[TEXT_DIGITS_BYTES], *time = text_digits(digits, line->time_ms, 1);
+        char digits[TEXT_NUMBER_BYTES], *time = text_digits(digits, line->time_ms, 1);
         out = put_field(out, (struct slice){time, (size_t)(digits + sizeof digits - 1 - time)});
         out = put_field(out, line->user);
         out = put_field(out, line->room);

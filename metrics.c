@@ -56,7 +56,8 @@ static void put_family(struct metrics *m, const char *name, const char *type, co
 }
 
 static void put_value(struct metrics *m, const char *name, const char *help, uint64_t value) {
-    put_family(m, name, strstr(name, "_total") ? "counter" : "gauge", help);
+    bool is_total = strcmp(name + strlen(name) - strlen("_total"), "_total") == 0;
+    put_family(m, name, is_total ? "counter" : "gauge", help);
     put(m, name, " ", DECIMAL(value), "\n");
 }
 

@@ -68,11 +68,18 @@ int text_finish_output(void) {
     return is_written ? 0 : tell("standard output: ", strerror(errno));
 }
 
-char *text_digits(char buffer[TEXT_DIGITS_BYTES], uint64_t number, unsigned digits) {
-    size_t at = TEXT_DIGITS_BYTES - 1;
+char *text_digits(char buffer[TEXT_NUMBER_BYTES], uint64_t number, unsigned digits) {
+    size_t at = TEXT_NUMBER_BYTES - 1;
     for (buffer[at] = '\0'; number > 0 || digits > 0; number /= 10) {
         buffer[--at] = (char)('0' + number % 10);
         digits -= digits > 0;
     }
     return buffer + at;
+}
+
+struct text_number text_number(uint64_t number, unsigned digits) {
+    struct text_number text;
+    char buffer[TEXT_NUMBER_BYTES], *first = text_digits(buffer, number, digits);
+    memcpy(text.string, first, (size_t)(buffer + sizeof buffer - first));
+    return text;
 }

@@ -35,17 +35,23 @@ struct text_why {
  * disk or a closed pipe, which is told. */
 int text_finish_output(void);
 
-/* A number's digits, as a string that lives as long as the block around it: as many as it has, or
- * so many at least, with zeros before it (20 at most). */
+/* A number's digits as a string, for the statement that this stands in: as many as it has, or so
+ * many at least, with zeros before it (20 at most). text_number gives it for longer. */
 #define DECIMAL(number)        PADDED((number), 1)
-#define PADDED(number, digits) text_digits((char[TEXT_DIGITS_BYTES]){0}, (number), (digits))
-#define TEXT_DIGITS_BYTES      21 /* of 2^64 - 1, with a NUL */
+#define PADDED(number, digits) (text_number((number), (digits)).string)
+#define TEXT_NUMBER_BYTES      21 /* of 2^64 - 1, with a NUL */
+struct text_number {
+    char string[TEXT_NUMBER_BYTES];
+};
+struct text_number text_number(uint64_t number, unsigned digits);
+
+/* The same at the end of a buffer. Returns where it begins. */
+char *text_digits(char buffer[TEXT_NUMBER_BYTES], uint64_t number, unsigned digits);
 
 /* What the macros above call. */
 __attribute__((sentinel)) size_t text_join_all(char *out, size_t size, ...);
 __attribute__((sentinel)) int text_fail_all(struct text_why why, ...);
 __attribute__((sentinel)) int tell_all(const char *first, ...);
 __attribute__((sentinel)) void text_print_all(FILE *file, ...);
-char *text_digits(char buffer[TEXT_DIGITS_BYTES], uint64_t number, unsigned digits);
 
 #endif

@@ -107,7 +107,7 @@ def test_the_release_binary_has_full_relro():
 def test_the_release_binary_checks_its_stack_and_its_copies():
     imports = Elf(RELEASE).imports()
     assert "__stack_chk_fail" in imports, "no stack protector"
-    assert imports >= {"__fprintf_chk", "__snprintf_chk"}, f"no _FORTIFY_SOURCE: {imports}"
+    assert "__memcpy_chk" in imports, f"no _FORTIFY_SOURCE: {imports}"
     # Copies that no compiler can bound, and ways to run something else.
     assert not imports & {"gets", "strcpy", "strcat", "sprintf", "vsprintf", "system", "popen",
                           "execve", "execvp", "dlopen"}
