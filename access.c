@@ -392,10 +392,6 @@ static int make_empty(struct loader *loader) {
     if (access == NULL) return fail_memory(loader);
     while (getrandom(&access->key, sizeof access->key, 0) != (ssize_t)sizeof access->key)
         if (errno != EINTR) return text_fail(loader->why, "no random bytes: ", strerror(errno));
-    if (table_init(&access->users_index, TABLE_MANY_PARTS) < 0 ||
-        table_init(&access->rooms_index, TABLE_MANY_PARTS) < 0 ||
-        table_init(&access->members_index, TABLE_MANY_PARTS) < 0)
-        return fail_memory(loader);
     return 0;
 }
 

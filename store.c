@@ -596,12 +596,8 @@ static struct store *make_store(const char *dir, struct text_why why) {
     pthread_mutex_init(&store->lock, NULL);
     pthread_cond_init(&store->work, NULL);
     pthread_cond_init(&store->idle, NULL);
-    if (table_init(&store->durable, TABLE_MANY_PARTS) < 0 ||
-        table_init(&store->batches[0].index, TABLE_ONE_PART) < 0 ||
-        table_init(&store->batches[1].index, TABLE_ONE_PART) < 0 ||
-        table_init(&store->batches[2].index, TABLE_ONE_PART) < 0)
-        text_fail(why, "out of memory");
-    else if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key)
+    for (int i = 0; i < 3; i++) store->batches[i].index.is_small = true;
+    if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key)
         text_fail(why, "getrandom: ", strerror(errno));
     else if ((store->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
         text_fail(why, strerror(errno));

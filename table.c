@@ -48,14 +48,6 @@ struct table_slot {
 };
 _Static_assert(sizeof(struct table_slot) == 12, "a slot has no padding");
 
-struct table_part {
-    struct table_slot *slots; /* homes + tail of them, or NULL while homes is 0 */
-    uint32_t homes, tail;
-    uint32_t used;     /* entries */
-    uint32_t spilled;  /* those of them that stand in the tail */
-    uint32_t reserved; /* inserts to come that have been promised to succeed */
-};
-
 #define FIRST_HOMES    8u         /* of a part with its first entry */
 #define DOUBLING_HOMES 1024u      /* up to here a part doubles: it is small, and copying adds up */
 #define MAX_HOMES      (1u << 30) /* so that no 32-bit sum below overflows */
@@ -107,20 +99,13 @@ uint64_t table_hash(struct table_key key, struct slice bytes) {
     return v.a ^ v.b ^ v.c ^ v.d;
 }
 
-int table_init(struct table *table, unsigned part_count) {
-    *table = (struct table){.parts = calloc(part_count, sizeof *table->parts)};
-    if (table->parts) table->part_count = part_count;
-    return table->parts ? 0 : -1;
-}
-
 void table_free(struct table *table) {
-    for (unsigned i = 0; i < table->part_count; i++) free(table->parts[i].slots);
-    free(table->parts);
+    for (unsigned i = 0; i < TABLE_PARTS; i++) free(table->parts[i].slots);
     *table = (struct table){0};
 }
 
-static struct table_part *part_of(const struct table *table, uint64_t hash) {
-    return &table->parts[table->part_count == TABLE_ONE_PART ? 0 : hash >> 56];
+static unsigned part_of(const struct table *table, uint64_t hash) {
+    return table->is_small ? 0 : (unsigned)(hash >> 56);
 }
 
 static bool is_empty(const struct table_slot *slot) { return (slot->low | slot->high) == 0; }
@@ -150,7 +135,7 @@ static int rebuild(struct table_part *part, uint32_t homes) {
 }
 
 int table_reserve(struct table *table, uint64_t hash) {
-    struct table_part *part = part_of(table, hash);
+    struct table_part *part = &table->parts[part_of(table, hash)];
     uint32_t homes = part->homes;
 
     if (part->used + part->reserved >= homes - homes / 8)
@@ -162,10 +147,12 @@ int table_reserve(struct table *table, uint64_t hash) {
     return 0;
 }
 
-void table_release(struct table *table, uint64_t hash) { part_of(table, hash)->reserved--; }
+void table_release(struct table *table, uint64_t hash) {
+    table->parts[part_of(table, hash)].reserved--;
+}
 
 void table_insert(struct table *table, uint64_t hash, uint64_t value) {
-    struct table_part *part = part_of(table, hash);
+    struct table_part *part = &table->parts[part_of(table, hash)];
     uint32_t tag = (uint32_t)hash;
     struct table_slot *slot = &part->slots[home_of(tag, part->homes)];
 
@@ -183,7 +170,7 @@ void table_insert(struct table *table, uint64_t hash, uint64_t value) {
 
 struct table_search table_find(const struct table *table, uint64_t hash) {
     static const struct table_slot nothing;
-    const struct table_part *part = part_of(table, hash);
+    const struct table_part *part = &table->parts[part_of(table, hash)];
     uint32_t tag = (uint32_t)hash;
     uint64_t home = home_of(tag, part->homes);
 
@@ -205,7 +192,7 @@ bool table_next(struct table_search *search, uint64_t *value) {
 }
 
 void table_clear(struct table *table) {
-    for (unsigned i = 0; i < table->part_count; i++) {
+    for (unsigned i = 0; i <= part_of(table, UINT64_MAX); i++) { /* to the last one */
         struct table_part *part = &table->parts[i];
         size_t slots = (size_t)part->homes + part->tail;
         if (slots > KEPT_SLOTS) {

@@ -22,22 +22,26 @@ struct table_key {
 /* The keyed hash of a key's bytes: SipHash-1-3. All bits are equally good. */
 uint64_t table_hash(struct table_key key, struct slice bytes);
 
-/* 256 parts, chosen by the hash's top byte, each growing alone: no insert pays for a whole table.
- * A table that stays small (a batch's) has one part instead. */
-#define TABLE_ONE_PART   1u
-#define TABLE_MANY_PARTS 256u
-
-struct table {
-    struct table_part *parts;
-    unsigned part_count;
-    uint64_t count; /* entries */
+/* A zeroed part is an empty one. */
+struct table_part {
+    struct table_slot *slots; /* homes + tail of them, or NULL while homes is 0 */
+    uint32_t homes, tail;
+    uint32_t used;     /* entries */
+    uint32_t spilled;  /* those of them that stand in the tail */
+    uint32_t reserved; /* inserts to come that have been promised to succeed */
 };
 
-/* An empty table of part_count (TABLE_ONE_PART or TABLE_MANY_PARTS) parts; slots are allocated when
- * they are first needed. Returns 0, or -1 when memory is short (then there is nothing to free). */
-int table_init(struct table *table, unsigned part_count);
+/* A zeroed table is an empty one. It has 256 parts, chosen by the hash's top byte, each growing
+ * alone: no insert pays for the whole table. One that stays small (a batch's) makes do with the
+ * first part: its owner sets is_small before the first use. */
+#define TABLE_PARTS 256
+struct table {
+    uint64_t count; /* entries */
+    bool is_small;
+    struct table_part parts[TABLE_PARTS];
+};
 
-/* Frees everything; the table may be a zeroed struct. */
+/* Frees all memory and forgets all entries. */
 void table_free(struct table *table);
 
 /* Makes sure that one more table_insert with this hash cannot fail. Reservations add up until they
