@@ -21,10 +21,10 @@
  * cache by then: that serves direct rooms and small groups without a byte of index. The others of a
  * large room stand in an index of their own, so that nobody waits while 10,000 names are read:
  *
- *     hash(RID, USERID) -> number of a membership -> offsets of the room's line and of the name
+ *     hash(RID, USERID) -> offset of the room's line (32 bits), offset of the name (32 bits)
  *
  * Both offsets are needed to make the answer exact: the hash alone is a guess, and the name alone
- * does not tell which line it stands on.
+ * does not tell which line it stands on. So a file of 4 GiB is refused as too large.
  *
  * The line for RID * stands in the index as any other, and answers for rooms that do not: a client
  * that asks for a room called * gets what any such room would get.
@@ -63,16 +63,11 @@ struct file {
     size_t size;
 };
 
-struct membership {
-    size_t line, name; /* offsets in rooms */
-};
-
 struct access {
     struct file users, rooms;
     struct table_key key;
     struct table users_index, rooms_index, members_index;
-    struct membership *members; /* what members_index points at, as many as that has entries */
-    size_t default_line;        /* the offset of the line for RID *, or NOWHERE */
+    size_t default_line; /* the offset of the line for RID *, or NOWHERE */
 };
 
 struct loader {
@@ -227,12 +222,10 @@ static size_t find_room(const struct access *access, struct slice room) {
 /* Whether user is one of the later members on a room's line; hash is that of the pair of IDs. */
 static bool has_member(const struct access *access, uint64_t hash, size_t line, struct slice user) {
     struct table_search search = table_find(&access->members_index, hash);
-    uint64_t number;
-    while (table_next(&search, &number)) {
-        const struct membership *member = &access->members[number];
-        struct slice name = word_at(&access->rooms, member->name);
-        if (member->line == line && slice_equal(name, user)) return true;
-    }
+    uint64_t member;
+    while (table_next(&search, &member))
+        if (member >> 32 == line && slice_equal(word_at(&access->rooms, (uint32_t)member), user))
+            return true;
     return false;
 }
 
@@ -269,15 +262,15 @@ static int read_all(struct loader *loader, struct file *file, int fd) {
     struct stat info;
     if (fstat(fd, &info) < 0) return fail(loader, strerror(errno));
     if (!S_ISREG(info.st_mode)) return fail(loader, "not a regular file");
-    if ((uintmax_t)info.st_size > SIZE_MAX / 4) return fail(loader, strerror(EFBIG));
 
     /* The byte more lets read() report the end. */
-    for (size_t space = (size_t)info.st_size + 1;; space *= 2) {
-        char *bytes = realloc(file->bytes, space);
+    for (uint64_t space = (uint64_t)info.st_size + 1;; space *= 2) {
+        if (space > UINT32_MAX) return fail(loader, strerror(EFBIG));
+        char *bytes = realloc(file->bytes, (size_t)space);
         if (bytes == NULL) return fail_memory(loader);
         file->bytes = bytes;
         while (file->size < space) {
-            ssize_t n = read(fd, bytes + file->size, space - file->size);
+            ssize_t n = read(fd, bytes + file->size, (size_t)space - file->size);
             if (n == 0) return 0;
             if (n < 0 && errno != EINTR) return fail(loader, strerror(errno));
             file->size += n > 0 ? (size_t)n : 0;
@@ -296,7 +289,7 @@ static int read_file(struct loader *loader, struct file *file) {
     return result;
 }
 
-static int add_entry(struct loader *loader, struct table *table, uint64_t hash, size_t value) {
+static int add_entry(struct loader *loader, struct table *table, uint64_t hash, uint64_t value) {
     if (table_reserve(table, hash) < 0) return fail_memory(loader);
     table_insert(table, hash, value);
     return 0;
@@ -327,17 +320,9 @@ static int add_user(struct loader *loader, struct slice *text) {
 static int add_member(struct loader *loader, size_t line, struct slice rid, struct slice user) {
     struct access *access = loader->access;
     uint64_t hash = hash_pair(access, rid, user);
+    uint64_t member = (uint64_t)line << 32 | (uint64_t)(user.p - access->rooms.bytes);
     if (has_member(access, hash, line, user)) return 0;
-
-    size_t count = (size_t)access->members_index.count;
-    if ((count & (count - 1)) == 0) { /* the space, which doubles, is full, or not there yet */
-        size_t space = count > 0 ? 2 * count : 1;
-        struct membership *members = reallocarray(access->members, space, sizeof *members);
-        if (members == NULL) return fail_memory(loader);
-        access->members = members;
-    }
-    access->members[count] = (struct membership){line, (size_t)(user.p - access->rooms.bytes)};
-    return add_entry(loader, &access->members_index, hash, count);
+    return add_entry(loader, &access->members_index, hash, member);
 }
 
 static int fail_duplicate(struct loader *loader, size_t first) {
@@ -422,7 +407,6 @@ void access_free(struct access *access) {
     table_free(&access->users_index);
     table_free(&access->rooms_index);
     table_free(&access->members_index);
-    free(access->members);
     free(access->users.bytes);
     free(access->rooms.bytes);
     free(access);

@@ -46,7 +46,7 @@ enum call {
     PWRITE, PREAD, READ, FDATASYNC, FSYNC, FTRUNCATE, OPEN, OPENAT, RENAMEAT, UNLINKAT, UNLINK,
     FLOCK, FSTAT, LSTAT, EVENTFD, EVENTFD_WRITE, EPOLL_CREATE, EPOLL_CTL, EPOLL_WAIT, SOCKET,
     SETSOCKOPT, BIND, LISTEN, GETSOCKNAME, CONNECT, ACCEPT, RECV, SEND, SHUTDOWN, WRITE, GETPEERNAME, THREAD_CREATE,
-    GETRANDOM, MALLOC, CALLOC, REALLOC, REALLOCARRAY, CALLS
+    GETRANDOM, MALLOC, CALLOC, REALLOC, CALLS
 };
 
 /* Symbols, as the linker knows them: 64 for large files. */
@@ -61,7 +61,6 @@ static const char *const names[CALLS] = {
     [RECV] = "recv", [SEND] = "send", [SHUTDOWN] = "shutdown", [WRITE] = "write",
     [GETPEERNAME] = "getpeername", [THREAD_CREATE] = "pthread_create",
     [GETRANDOM] = "getrandom", [MALLOC] = "malloc", [CALLOC] = "calloc", [REALLOC] = "realloc",
-    [REALLOCARRAY] = "reallocarray",
 };
 /* clang-format on */
 
@@ -149,7 +148,6 @@ extern __typeof__(getrandom) __real_getrandom;
 extern __typeof__(malloc) __real_malloc;
 extern __typeof__(calloc) __real_calloc;
 extern __typeof__(realloc) __real_realloc;
-extern __typeof__(reallocarray) __real_reallocarray;
 
 /* The prototypes of <sys/socket.h> take a union of all kinds of address. */
 int __real_bind(int fd, const struct sockaddr *name, socklen_t size);
@@ -292,10 +290,6 @@ void *__wrap_calloc(size_t count, size_t size) {
 
 void *__wrap_realloc(void *memory, size_t size) {
     return fails(REALLOC) ? NULL : __real_realloc(memory, size);
-}
-
-void *__wrap_reallocarray(void *memory, size_t count, size_t size) {
-    return fails(REALLOCARRAY) ? NULL : __real_reallocarray(memory, count, size);
 }
 
 /* ------------------------------------------------------------------------ before and after main */

@@ -126,7 +126,6 @@ SINGLE = {
     "malloc": "ENOMEM",
     "calloc": "ENOMEM",
     "realloc": "ENOMEM",
-    "reallocarray": "ENOMEM",
 }
 # And what may stay that way: a full or a dead disk, no memory, no descriptors, a security policy.
 FOR_GOOD_TOO = {
@@ -150,7 +149,6 @@ FOR_GOOD_TOO = {
     "malloc": "ENOMEM",
     "calloc": "ENOMEM",
     "realloc": "ENOMEM",
-    "reallocarray": "ENOMEM",
 }
 # Calls for which EAGAIN is an answer like any other.
 FINAL = {"connect", "flock", "pthread_create"}

@@ -1,9 +1,9 @@
 /*
  * test_access.c: users and rooms: every rule of both files, every refusal with its exact words.
  *
- * Linked with --wrap for malloc, calloc, realloc, reallocarray, read and getrandom, by which the
- * tests make each of them fail, and for table_hash, to make all keys collide. ROOMKEYD_DATA names
- * the repository's data directory; without it the tests are run from the repository's top.
+ * Linked with --wrap for malloc, calloc, realloc, read and getrandom, by which the tests make each
+ * of them fail, and for table_hash, to make all keys collide. ROOMKEYD_DATA names the repository's
+ * data directory; without it the tests are run from the repository's top.
  */
 #include "access.h"
 #include "table.h"
@@ -64,12 +64,6 @@ void *__real_realloc(void *memory, size_t size);
 void *__wrap_realloc(void *memory, size_t size);
 void *__wrap_realloc(void *memory, size_t size) {
     return is_refused() ? NULL : __real_realloc(memory, size);
-}
-
-void *__real_reallocarray(void *memory, size_t count, size_t size);
-void *__wrap_reallocarray(void *memory, size_t count, size_t size);
-void *__wrap_reallocarray(void *memory, size_t count, size_t size) {
-    return is_refused() ? NULL : __real_reallocarray(memory, count, size);
 }
 
 ssize_t __real_read(int fd, void *buffer, size_t size);
@@ -710,6 +704,10 @@ static void reports_errors_of_the_system(void **state) {
     fake.read_error = EIO;
     assert_refused("users: Input/output error");
     fake.read_error = 0;
+
+    assert_int_equal(truncate(path_of("rooms"), UINT32_MAX), 0); /* nothing is read of it */
+    assert_refused("rooms: File too large");
+    assert_int_equal(truncate(path_of("rooms"), 0), 0);
 
     fake.random_error = ENOSYS;
     assert_null(access_load(fake.dir, why, sizeof why));
