@@ -215,18 +215,16 @@ int log_write_at(int fd, struct slice bytes, uint64_t offset) {
     return 0;
 }
 
-/* Some file systems let a signal interrupt these three. */
-int log_sync_data(int fd) {
-    while (fdatasync(fd) < 0)
+/* Some file systems let a signal interrupt a sync or a cut. */
+static int sync_by(int (*call)(int), int fd) {
+    while (call(fd) < 0)
         if (errno != EINTR) return -1;
     return 0;
 }
 
-int log_sync_all(int fd) {
-    while (fsync(fd) < 0)
-        if (errno != EINTR) return -1;
-    return 0;
-}
+int log_sync_data(int fd) { return sync_by(fdatasync, fd); }
+
+int log_sync_all(int fd) { return sync_by(fsync, fd); }
 
 int log_cut(int fd, uint64_t size) {
     while (ftruncate(fd, (off_t)size) < 0)

@@ -149,15 +149,12 @@ struct store {
 
 /* ------------------------------------------------------------------------ the index */
 
-/* Reads the line of a durable record back from the log; what *line points to lives until the next
- * call. Returns 0, or -1 with errno set, told once. */
-static int read_back(struct store *store, uint64_t offset, struct log_line *line) {
+/* Reads the line of a durable record back from the log. It lives until the next call. Returns NULL
+ * with errno set if that fails, which is told once. */
+static const struct log_line *read_back(struct store *store, uint64_t offset) {
     struct recent *recent = &store->recent[offset % RECENT_LINES];
     char *bytes = recent->bytes;
-    if (recent->offset == offset) {
-        *line = recent->line;
-        return 0;
-    }
+    if (recent->offset == offset) return &recent->line;
     ssize_t n = log_read_at(store->log_fd, bytes, USUAL_LINE_BYTES, offset);
     const char *newline = n > 0 ? memchr(bytes, '\n', (size_t)n) : NULL;
     if (n == USUAL_LINE_BYTES && !newline) {
@@ -168,25 +165,27 @@ static int read_back(struct store *store, uint64_t offset, struct log_line *line
     bool is_valid = newline && log_parse(text, &recent->line) == LOG_VALID;
     /* Not kept before the committer runs: replay may yet cut the line off, and another follow. */
     recent->offset = is_valid && store->committer_runs ? offset : 0;
-    *line = recent->line;
-    if (is_valid) return 0;
+    if (is_valid) return &recent->line;
     int error = n < 0 ? errno : EIO;
     if (!store->read_failure_told)
         tell(LOG_NAME ": cannot read the record at byte ", DECIMAL(offset),
              " back: ", n < 0 ? strerror(error) : "it has changed on disk");
     store->read_failure_told = true;
     errno = error;
-    return -1;
+    return NULL;
 }
 
 /* Looks for a room, as the log spells it, among the durable records; the index only says where to
- * look. Returns STORE_OK with its line, STORE_NONE, or STORE_UNAVAILABLE with errno set. */
+ * look. Returns STORE_OK with its key ID, as the log spells it, until the next call (key may be
+ * NULL); STORE_NONE; or STORE_UNAVAILABLE with errno set. */
 static enum store_result find_durable(struct store *store, struct slice room, uint64_t hash,
-                                      struct log_line *line) {
+                                      struct slice *key) {
     uint64_t offset;
     struct table_search search = table_find(&store->durable, hash);
     while (table_next(&search, &offset)) {
-        if (read_back(store, offset, line) < 0) return STORE_UNAVAILABLE;
+        const struct log_line *line = read_back(store, offset);
+        if (!line) return STORE_UNAVAILABLE;
+        if (key) *key = line->key;
         if (slice_equal(line->room, room)) return STORE_OK;
     }
     return STORE_NONE;
@@ -233,10 +232,10 @@ struct replay {
  * find_durable does. */
 static enum store_result find_twin(struct store *store, const struct waiting *record) {
     char room[LOG_ESCAPED_MAX_BYTES];
-    struct log_line line;
-    if (read_back(store, record->offset, &line) < 0) return STORE_UNAVAILABLE;
-    memcpy(room, line.room.p, line.room.n);
-    return find_durable(store, (struct slice){room, line.room.n}, record->hash, &line);
+    const struct log_line *line = read_back(store, record->offset);
+    if (!line) return STORE_UNAVAILABLE;
+    memcpy(room, line->room.p, line->room.n);
+    return find_durable(store, (struct slice){room, line->room.n}, record->hash, NULL);
 }
 
 /* Lets a record wait, in the place of the one that has waited longest. That one, if there is one,
@@ -534,17 +533,16 @@ static void reset_batch(struct batch *batch) {
 /* Makes room in a batch for one more line and its entry. */
 static bool make_room(struct batch *batch) {
     /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): a store always has an open batch */
-    size_t wanted = batch->size + LOG_LINE_MAX_BYTES, larger = 2 * wanted;
+    size_t wanted = batch->size + LOG_LINE_MAX_BYTES, space = 2 * wanted;
     if (batch->size > BATCH_MAX_BYTES) return false;
     if (wanted <= batch->capacity) return true;
-    char *bytes = realloc(batch->bytes, larger);
+    char *bytes = realloc(batch->bytes, space);
     if (!bytes) return false;
     batch->bytes = bytes;
-    size_t records = larger / LOG_RECORD_MIN_BYTES;
-    struct entry *entries = realloc(batch->entries, records * sizeof *entries);
+    struct entry *entries = realloc(batch->entries, space / LOG_RECORD_MIN_BYTES * sizeof *entries);
     if (!entries) return false;
     batch->entries = entries;
-    batch->capacity = larger;
+    batch->capacity = space;
     return true;
 }
 
@@ -663,9 +661,8 @@ enum store_result store_set(struct store *store, const struct store_record *reco
         .room = room,
         .key = {escaped[2], log_escape(record->key, escaped[2])},
     };
-    struct log_line other;
     *ticket = 0;
-    enum store_result result = find_durable(store, room, hash, &other);
+    enum store_result result = find_durable(store, room, hash, NULL);
     if (result == STORE_OK) return STORE_EXISTS;
     if (result == STORE_UNAVAILABLE || store->failed) return STORE_UNAVAILABLE;
     pthread_mutex_lock(&store->lock);
@@ -679,9 +676,10 @@ enum store_result store_get(struct store *store, struct slice room, char key[ID_
                             size_t *key_size) {
     char escaped[LOG_ESCAPED_MAX_BYTES];
     struct slice spelled = {escaped, log_escape(room, escaped)};
-    struct log_line line;
-    enum store_result result = find_durable(store, spelled, table_hash(store->key, spelled), &line);
-    if (result == STORE_OK) *key_size = log_unescape(line.key, key);
+    struct slice found;
+    enum store_result result =
+        find_durable(store, spelled, table_hash(store->key, spelled), &found);
+    if (result == STORE_OK) *key_size = log_unescape(found, key);
     return result;
 }
 
@@ -845,12 +843,10 @@ static int inspect_log(struct store *store, struct store_inspection *inspection,
     struct log_span span;
     int got = 1;
     if (begin_replay(&replay, store, why) < 0) return -1;
-    inspection->size = LOG_FIRST_LINE_BYTES;
-    while (got > 0 && (got = log_read_line(&replay.reader, &span)) > 0 &&
-           (inspection->limit == 0 || span.offset < inspection->limit)) {
-        inspection->size = replay.reader.offset;
+    while (got > 0 && (inspection->limit == 0 || replay.reader.offset < inspection->limit) &&
+           (got = log_read_line(&replay.reader, &span)) > 0)
         if (inspect_line(&replay, inspection, &span) < 0) got = -1;
-    }
+    inspection->size = replay.reader.offset;
     if (got < 0 || log_sync_data(store->log_fd) < 0)
         got = text_fail(why, LOG_NAME ": ", strerror(errno));
     free(replay.reader.buffer);
