@@ -88,9 +88,9 @@ static int salvage_record(void *context, const struct store_record *record, uint
     struct log_line line = {
         .batch = LOG_FIRST_LINE_BYTES,
         .time_ms = time_ms,
-        .user = {user, log_escape(record->user, user)},
-        .room = {room, log_escape(record->room, room)},
-        .key = {key, log_escape(record->key, key)},
+        .user = log_escape(record->user, user),
+        .room = log_escape(record->room, room),
+        .key = log_escape(record->key, key),
     };
     ((struct salvage *)context)->records++;
     return write_line(context, &line);

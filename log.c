@@ -62,7 +62,7 @@ static const char *find_escaped(char c) {
     return is_written_as_such ? NULL : memchr(ESCAPED, c, sizeof ESCAPED - 1);
 }
 
-size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
+struct slice log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
     size_t n = slice_plain(id, '\\', '\\');
     memcpy(out, id.p, n);
     for (size_t i = n; i < id.n; i++) {
@@ -70,25 +70,26 @@ size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]) {
         if (escaped) out[n++] = '\\';
         out[n++] = escaped ? LETTERS[escaped - ESCAPED] : id.p[i];
     }
-    return n;
+    return (struct slice){out, n};
 }
 
-size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
+struct slice log_unescape(struct slice field, char out[ID_MAX_BYTES]) {
+    const struct slice nothing = {out, 0};
     size_t n = slice_plain(field, '\\', '\\');
-    if (n > ID_MAX_BYTES) return 0;
+    if (n > ID_MAX_BYTES) return nothing;
     memcpy(out, field.p, n);
     for (size_t i = n; i < field.n; i++) {
         char c = field.p[i];
-        if (n == ID_MAX_BYTES) return 0;
+        if (n == ID_MAX_BYTES) return nothing;
         if (find_escaped(c)) {
             const char *letter =
                 c == '\\' && ++i < field.n ? memchr(LETTERS, field.p[i], sizeof LETTERS - 1) : NULL;
-            if (!letter) return 0; /* ESCAPED as it is, or a backslash before anything else */
+            if (!letter) return nothing; /* ESCAPED as it is, or a backslash before anything else */
             c = ESCAPED[letter - LETTERS];
         }
         out[n++] = c;
     }
-    return n;
+    return (struct slice){out, n};
 }
 
 /* The put_ functions write at out and return where the next byte goes. A number gets as many digits
@@ -163,7 +164,7 @@ static bool read_decimal(struct slice digits, uint64_t *value) {
 
 static bool is_escaped_id(struct slice field) {
     char id[ID_MAX_BYTES];
-    return log_unescape(field, id) > 0;
+    return log_unescape(field, id).n > 0;
 }
 
 enum log_fault log_parse(struct slice text, struct log_line *line) {

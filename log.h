@@ -21,12 +21,12 @@
 #define LOG_LINE_MAX_BYTES    (8 + 1 + 16 + 1 + 1 + 1 + 20 + 3 * (1 + LOG_ESCAPED_MAX_BYTES) + 1)
 #define LOG_RECORD_MIN_BYTES  (8 + 1 + 1 + 1 + 1 + 1 + 1 + 3 * (1 + 1) + 1)
 
-/* Writes an ID as it stands in a line to out, and returns its size. */
-size_t log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]);
+/* Writes an ID as it stands in a line to out, and returns that. */
+struct slice log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]);
 
-/* Undoes log_escape. Returns the bytes written to out, or 0 if the field is not what log_escape
- * writes for an ID: empty, too long, or with another escape in it. */
-size_t log_unescape(struct slice field, char out[ID_MAX_BYTES]);
+/* Undoes log_escape. Returns the ID, which it writes to out, or nothing (n is 0) if the field is not
+ * what log_escape writes for an ID: empty, too long, or with another escape in it. */
+struct slice log_unescape(struct slice field, char out[ID_MAX_BYTES]);
 
 /* A line: a record or a seal. The three IDs are escaped, and empty in a seal. */
 struct log_line {

@@ -650,16 +650,16 @@ static enum store_result take_record(struct store *store, struct log_line *line,
 enum store_result store_set(struct store *store, const struct store_record *record,
                             uint64_t *ticket) {
     char escaped[3][LOG_ESCAPED_MAX_BYTES];
-    struct slice room = {escaped[0], log_escape(record->room, escaped[0])};
+    struct slice room = log_escape(record->room, escaped[0]);
     uint64_t hash = table_hash(store->key, room);
     struct timespec now;
     table_prefetch(&store->durable, hash); /* it comes while the line is made */
     clock_gettime(CLOCK_REALTIME, &now);
     struct log_line line = {
         .time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
-        .user = {escaped[1], log_escape(record->user, escaped[1])},
+        .user = log_escape(record->user, escaped[1]),
         .room = room,
-        .key = {escaped[2], log_escape(record->key, escaped[2])},
+        .key = log_escape(record->key, escaped[2]),
     };
     *ticket = 0;
     enum store_result result = find_durable(store, room, hash, NULL);
@@ -675,11 +675,10 @@ enum store_result store_set(struct store *store, const struct store_record *reco
 enum store_result store_get(struct store *store, struct slice room, char key[ID_MAX_BYTES],
                             size_t *key_size) {
     char escaped[LOG_ESCAPED_MAX_BYTES];
-    struct slice spelled = {escaped, log_escape(room, escaped)};
-    struct slice found;
+    struct slice spelled = log_escape(room, escaped), found;
     enum store_result result =
         find_durable(store, spelled, table_hash(store->key, spelled), &found);
-    if (result == STORE_OK) *key_size = log_unescape(found, key);
+    if (result == STORE_OK) *key_size = log_unescape(found, key).n;
     return result;
 }
 
@@ -803,9 +802,9 @@ int store_close(struct store *store) {
 static int visit_record(const struct store_inspection *inspection, const struct log_line *line) {
     char user[ID_MAX_BYTES], room[ID_MAX_BYTES], key[ID_MAX_BYTES];
     struct store_record record = {
-        .user = {user, log_unescape(line->user, user)},
-        .room = {room, log_unescape(line->room, room)},
-        .key = {key, log_unescape(line->key, key)},
+        .user = log_unescape(line->user, user),
+        .room = log_unescape(line->room, room),
+        .key = log_unescape(line->key, key),
     };
     return inspection->visit ? inspection->visit(inspection->context, &record, line->time_ms) : 0;
 }

@@ -152,8 +152,8 @@ static bool admit(struct model *model, uint64_t *batch) {
     if (!line.is_seal) {
         struct record *record = &model->record[model->records];
         REQUIRE(model->records < MAX_RECORDS - 1);
-        record->room.n = log_unescape(line.room, record->room.bytes);
-        record->key.n = log_unescape(line.key, record->key.bytes);
+        record->room.n = log_unescape(line.room, record->room.bytes).n;
+        record->key.n = log_unescape(line.key, record->key.bytes).n;
         if (find(model, id_slice(&record->room)) != NULL) return false;
         model->records++;
     }

@@ -563,26 +563,24 @@ static void the_checksum_is_crc32c(void **state) {
 static void ids_are_escaped_one_way_only(void **state) {
     (void)state;
     char out[LOG_ESCAPED_MAX_BYTES], back[ID_MAX_BYTES], wild[ID_MAX_BYTES];
-    struct slice escaped = {out, log_escape(SLICE("a\tb\nc\rd\\e\"\xc3\xa9"), out)};
+    struct slice escaped = log_escape(SLICE("a\tb\nc\rd\\e\"\xc3\xa9"), out);
     assert_true(slice_equal(escaped, SLICE("a\\tb\\nc\\rd\\\\e\"\xc3\xa9")));
-    assert_int_equal(log_unescape(escaped, back), 12);
-    assert_memory_equal(back, "a\tb\nc\rd\\e\"\xc3\xa9", 12);
+    assert_true(slice_equal(log_unescape(escaped, back), SLICE("a\tb\nc\rd\\e\"\xc3\xa9")));
 
     memset(wild, '\n', sizeof wild);
-    escaped.n = log_escape((struct slice){wild, sizeof wild}, out);
+    escaped = log_escape((struct slice){wild, sizeof wild}, out);
     assert_int_equal(escaped.n, 2 * ID_MAX_BYTES);
-    assert_int_equal(log_unescape(escaped, back), ID_MAX_BYTES);
-    assert_memory_equal(back, wild, sizeof wild);
+    assert_true(slice_equal(log_unescape(escaped, back), (struct slice){wild, sizeof wild}));
 
     const struct slice bad[] = {SLICE(""),    SLICE("a\\"), SLICE("\\x"), SLICE("\\N"),
                                 SLICE("a\t"), SLICE("\n"),  SLICE("\r"),  SLICE("\\\\\\")};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        assert_int_equal(log_unescape(bad[i], back), 0);
+        assert_int_equal(log_unescape(bad[i], back).n, 0);
     char too_long[ID_MAX_BYTES + 1];
     memset(too_long, 'x', sizeof too_long);
-    assert_int_equal(log_unescape((struct slice){too_long, sizeof too_long}, back), 0);
+    assert_int_equal(log_unescape((struct slice){too_long, sizeof too_long}, back).n, 0);
     memset(too_long, '\x01', sizeof too_long);
-    assert_int_equal(log_unescape((struct slice){too_long, sizeof too_long}, back), 0);
+    assert_int_equal(log_unescape((struct slice){too_long, sizeof too_long}, back).n, 0);
 }
 
 /* A line around what its checksum covers. */

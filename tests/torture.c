@@ -555,7 +555,7 @@ static void check_log(const bool is_set[ROOMS]) {
             violation("a bad line at byte %td of the repaired log", line - bytes);
         records += !parsed.is_seal;
         for (unsigned room = 0; room < ROOMS && !parsed.is_seal; room++) {
-            struct slice expected = {escaped, log_escape(room_id(room, id), escaped)};
+            struct slice expected = log_escape(room_id(room, id), escaped);
             if (!slice_equal(parsed.room, expected)) continue;
             rooms++;
             if (!is_set[room]) violation("room %u is in the log, but not in the store", room);
