@@ -25,23 +25,14 @@
 
 #define END (-1) /* what stands behind the last byte */
 
-/* What the grammar asks for next (RFC 8259, sections 2, 4 and 5). An item is a value, in an object
- * with its name. */
-enum expected {
-    AN_ITEM,          /* at the start, or after a comma */
-    AN_ITEM_OR_CLOSE, /* just after [ or { */
-    A_COMMA_OR_CLOSE, /* after an item */
-};
-
 struct scan {
     struct slice text;
     size_t pos;
-    unsigned tokens;  /* strings, numbers, literals, objects and arrays: what jsmn will count */
-    const char *why;  /* NULL, or what is wrong at .pos */
-    uint64_t nesting; /* bit 0 is the innermost level: 1 an object, 0 an array */
+    unsigned tokens; /* strings, numbers, literals, objects and arrays: what jsmn will count */
+    const char *why; /* NULL, or what is wrong at .pos */
     unsigned depth;
-    enum expected expected;
-    bool is_object; /* the text as a whole */
+    char closings[JSON_MAX_DEPTH + 1]; /* what closes each level; [depth] is the innermost */
+    bool just_opened;                  /* that one, so nothing is in it yet */
 };
 
 static int peek(const struct scan *scan) {
@@ -131,13 +122,10 @@ static bool scan_literal(struct scan *scan, const char *literal) {
     return true;
 }
 
-static bool scan_open(struct scan *scan, bool is_object) {
+static bool scan_open(struct scan *scan, char closing) {
     if (scan->depth == JSON_MAX_DEPTH) return fail(scan, "nesting too deep");
-    if (scan->tokens == 1) scan->is_object = is_object;
     scan->pos++;
-    scan->depth++;
-    scan->nesting = scan->nesting << 1 | is_object;
-    scan->expected = AN_ITEM_OR_CLOSE;
+    scan->closings[++scan->depth] = closing;
     return true;
 }
 
@@ -145,8 +133,8 @@ static bool scan_value(struct scan *scan) {
     skip_space(scan); /* behind a colon */
     scan->tokens++;
     int c = peek(scan);
-    if (c == '{' || c == '[') return scan_open(scan, c == '{');
-    scan->expected = A_COMMA_OR_CLOSE;
+    scan->just_opened = c == '{' || c == '[';
+    if (scan->just_opened) return scan_open(scan, c == '{' ? '}' : ']');
     if (c == '"') return scan_string(scan);
     if (c == '-' || (c >= '0' && c <= '9')) return scan_number(scan);
     if (c == 't') return scan_literal(scan, "true");
@@ -155,6 +143,7 @@ static bool scan_value(struct scan *scan) {
 }
 
 static bool scan_name(struct scan *scan) {
+    skip_space(scan); /* behind a comma */
     if (peek(scan) != '"') return fail(scan, "expected a name in quotes");
     scan->tokens++;
     if (!scan_string(scan)) return false;
@@ -162,45 +151,41 @@ static bool scan_name(struct scan *scan) {
     return skip(scan, ':') || fail(scan, "expected a colon");
 }
 
-static bool scan_next(struct scan *scan) {
-    bool in_object = scan->nesting & 1;
-    if (scan->expected != AN_ITEM && skip(scan, in_object ? '}' : ']')) {
-        scan->depth--;
-        scan->nesting >>= 1;
-        scan->expected = A_COMMA_OR_CLOSE;
-        return true;
-    }
-    if (scan->expected == A_COMMA_OR_CLOSE) {
-        scan->expected = AN_ITEM;
-        return skip(scan, ',') || fail(scan, in_object ? "expected a comma or a closing brace"
-                                                       : "expected a comma or a closing bracket");
-    }
-    return (!in_object || scan_name(scan)) && scan_value(scan);
-}
-
-/* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. */
+/* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. In turn: a value, in
+ * an object with its name; all brackets that close behind it; a comma, but not just after [ or { (RFC
+ * 8259, sections 4 and 5). */
 static bool scan_json(struct scan *scan) {
-    skip_space(scan);
-    do {
-        if (!scan_next(scan)) return false;
+    for (;;) {
+        if (scan->closings[scan->depth] == '}' && !scan_name(scan)) return false;
+        if (!scan_value(scan)) return false;
         skip_space(scan);
-    } while (scan->depth > 0);
-    return peek(scan) == END || fail(scan, "text after the value");
+        while (scan->depth > 0 && skip(scan, scan->closings[scan->depth])) {
+            scan->depth--;
+            scan->just_opened = false;
+            skip_space(scan);
+        }
+        if (scan->depth == 0) return peek(scan) == END || fail(scan, "text after the value");
+        if (!scan->just_opened && !skip(scan, ','))
+            return fail(scan, scan->closings[scan->depth] == '}'
+                                  ? "expected a comma or a closing brace"
+                                  : "expected a comma or a closing bracket");
+    }
 }
 
 /* ---- Tokens ---------------------------------------------------------------------------------- */
 
 enum json_result json_read(struct json *json, struct slice text) {
     struct scan scan = {.text = text};
-    bool valid = scan_json(&scan);
+    skip_space(&scan);
+    bool is_object = peek(&scan) == '{', is_valid = scan_json(&scan);
     json->root = NULL;
     json->why = scan.why;
     json->at = scan.pos;
     json->_text = text;
     json->_tokens = json->_few;
     json->_token_count = scan.tokens;
-    if (!valid) return JSON_INVALID;
-    if (!scan.is_object) return JSON_OK; /* nothing else has members to be asked for */
+    if (!is_valid) return JSON_INVALID;
+    if (!is_object) return JSON_OK; /* nothing else has members to be asked for */
 
     /* Let jsmn split it, into as many tokens as the scan has counted. */
     if (scan.tokens > JSON_FEW_TOKENS) json->_tokens = malloc(scan.tokens * sizeof *json->_tokens);
