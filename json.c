@@ -31,7 +31,7 @@ struct scan {
     unsigned tokens; /* strings, numbers, literals, objects and arrays: what jsmn will count */
     const char *why; /* NULL, or what is wrong at .pos */
     unsigned depth;
-    char closings[JSON_MAX_DEPTH + 1]; /* what closes each level; [depth] is the innermost */
+    char closings[JSON_MAX_DEPTH + 1]; /* what closes a level; [0]: none, [depth]: the innermost */
     bool just_opened;                  /* that one, so nothing is in it yet */
 };
 
@@ -77,19 +77,17 @@ static bool scan_escape(struct scan *scan) {
     return true;
 }
 
-/* How many bytes at the beginning of text are ASCII that stands for itself in a string. */
-static size_t plain_run(struct slice text) {
-    size_t n = slice_plain(text, '"', '\\');
-    while (n < text.n && text.p[n] >= 0x20 && (unsigned char)text.p[n] < 0x80 && text.p[n] != '"' &&
-           text.p[n] != '\\')
-        n++;
-    return n;
+/* Passes over ASCII that stands for itself in a string. */
+static void skip_plain(struct scan *scan) {
+    scan->pos += slice_plain(scan_rest(scan), '"', '\\');
+    for (int c = peek(scan); c >= ' ' && c < 0x80 && c != '"' && c != '\\'; c = peek(scan))
+        scan->pos++;
 }
 
 static bool scan_string(struct scan *scan) {
     scan->pos++;
     for (;;) {
-        scan->pos += plain_run(scan_rest(scan));
+        skip_plain(scan);
         if (skip(scan, '"')) return true;
         int c = peek(scan);
         size_t n = slice_utf8(scan_rest(scan));
@@ -151,9 +149,9 @@ static bool scan_name(struct scan *scan) {
     return skip(scan, ':') || fail(scan, "expected a colon");
 }
 
-/* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. In turn: a value, in
- * an object with its name; all brackets that close behind it; a comma, but not just after [ or { (RFC
- * 8259, sections 4 and 5). */
+/* Whether all of the text is one RFC 8259 text in UTF-8, not nested too deeply. In turn: a value,
+ * in an object with its name; all brackets that close behind it; a comma, but not just after [ or {
+ * (RFC 8259, sections 4 and 5). */
 static bool scan_json(struct scan *scan) {
     for (;;) {
         if (scan->closings[scan->depth] == '}' && !scan_name(scan)) return false;
