@@ -43,8 +43,6 @@
 #include <arpa/inet.h>
 #include <strings.h>
 
-#define UNLIMITED SIZE_MAX
-
 /* ---- Characters --------------------------------------------------------------------------- */
 
 enum char_class {
@@ -215,8 +213,7 @@ static size_t name_end(struct slice s) {
 static bool is_host(struct slice s, bool needs_port) {
     size_t end = s.n > 0 && s.p[0] == '[' ? ip_literal_end(s) : name_end(s);
     if (end == 0 || (end < s.n && s.p[end] != ':')) return false;
-    if (end + 1 >= s.n) return !needs_port;
-    return span(s.p, end + 1, s.n, IN_DIGIT) == s.n;
+    return end + 1 < s.n ? span(s.p, end + 1, s.n, IN_DIGIT) == s.n : !needs_port;
 }
 
 /* Where host and port end in a URI that begins with http:// or https://; 0 if s begins with neither,
@@ -280,26 +277,25 @@ static bool version(struct http_request *request, const char *p, size_t n) {
 
 /* ---- Fields (RFC 9110, 5.5; RFC 9112, section 5) ------------------------------------------ */
 
-/* Finds the next field called name, from number *i on, and leaves *i behind it. */
-static bool next_field(const struct http_request *request, struct slice name, unsigned *i,
-                       struct slice *value) {
+/* The value of the next field called name, from number *i on, which is left behind it. Its .p is
+ * NULL if there is none. */
+static struct slice next_field(const struct http_request *request, struct slice name, unsigned *i) {
     while (*i < request->_field_count) {
-        const struct http_field *field = &request->_fields[(*i)++];
-        struct slice found = {request->_base + field->name, field->name_len};
+        struct http_field field = request->_fields[(*i)++];
+        struct slice found = {request->_base + field.line, (size_t)field.colon - field.line};
         /* Lengths and initials, in lower case: few calls are made in vain. */
         if (found.n != name.n || (found.p[0] | 0x20) != name.p[0]) continue;
         if (!http_equal_ignoring_case(found, name)) continue;
-        *value = (struct slice){request->_base + field->value, field->value_len};
-        return true;
+        return trim((struct slice){found.p + found.n + 1, (size_t)field.end - field.colon - 1});
     }
-    return false;
+    return (struct slice){NULL, 0};
 }
 
 unsigned http_field(const struct http_request *request, const char *name, struct slice *value) {
     struct slice found, wanted = slice_of(name);
     unsigned count = 0;
     *value = SLICE("");
-    for (unsigned i = 0; next_field(request, wanted, &i, &found); count++)
+    for (unsigned i = 0; (found = next_field(request, wanted, &i)).p != NULL; count++)
         if (count == 0) *value = found;
     return count;
 }
@@ -324,7 +320,6 @@ static bool judge_host(struct http_request *request) {
  * one 5; we do not. */
 static bool judge_framing(struct http_request *request) {
     struct slice coding, digits;
-    uint64_t length;
     unsigned codings = http_field(request, "transfer-encoding", &coding);
     unsigned lengths = http_field(request, "content-length", &digits);
     if (codings > 0 && request->is_http10)
@@ -337,20 +332,18 @@ static bool judge_framing(struct http_request *request) {
     if (lengths == 0) return true;
     if (lengths > 1 || digits.n == 0 || span(digits.p, 0, digits.n, IN_DIGIT) < digits.n)
         return refuse(request, 400, "bad Content-Length");
-    if (!slice_number(digits, HTTP_MAX_BODY_BYTES, &length))
-        return refuse(request, 413, "body too large");
-    request->_left = (size_t)length;
-    return true;
+    return slice_number(digits, HTTP_MAX_BODY_BYTES, &request->_length) ||
+           refuse(request, 413, "body too large");
 }
 
-/* RFC 9110, 10.1.1. HTTP/1.0 clients do not know interim replies, so theirs is passed over. */
+/* RFC 9110, 10.1.1. HTTP/1.0 clients do not know interim replies, so theirs is passed over. Without
+ * a body the request is whole now, and nobody asks what it expects. */
 static bool judge_expectations(struct http_request *request) {
     struct slice value;
-    for (unsigned i = 0; next_field(request, SLICE("expect"), &i, &value);) {
+    for (unsigned i = 0; (value = next_field(request, SLICE("expect"), &i)).p != NULL;) {
         if (!http_equal_ignoring_case(value, SLICE("100-continue")))
             return refuse(request, 417, "unknown expectation");
-        request->_expects_continue =
-            !request->is_http10 && (request->_chunked || request->_left > 0);
+        request->_expects_continue = !request->is_http10;
     }
     return true;
 }
@@ -359,7 +352,7 @@ static bool judge_expectations(struct http_request *request) {
 static void judge_connection(struct http_request *request) {
     bool close = false, keep_alive = false;
     struct slice list;
-    for (unsigned i = 0; next_field(request, SLICE("connection"), &i, &list);)
+    for (unsigned i = 0; (list = next_field(request, SLICE("connection"), &i)).p != NULL;)
         while (list.n > 0) {
             struct slice option = trim(http_cut(&list, ',')); /* RFC 9110, 5.6.1 */
             close = close || http_equal_ignoring_case(option, SLICE("close"));
@@ -369,6 +362,7 @@ static void judge_connection(struct http_request *request) {
 }
 
 static bool begin_chunk_line(struct http_request *request) {
+    request->_length = 0;
     request->_limit = request->_pos + HTTP_MAX_CHUNK_LINE_BYTES + sizeof("\r\n") - 1;
     return go(request, CHUNK_FIRST);
 }
@@ -381,9 +375,9 @@ static bool end_head(struct http_request *request) {
     if (!judge_host(request) || !judge_framing(request) || !judge_expectations(request))
         return false;
     judge_connection(request);
-    request->_limit = UNLIMITED;
     if (request->_chunked) return begin_chunk_line(request);
-    return go(request, request->_left > 0 ? DATA : WHOLE);
+    request->_limit = request->_pos + (size_t)request->_length;
+    return go(request, request->_length > 0 ? DATA : WHOLE);
 }
 
 static bool field_start(struct http_request *request, const char *p, size_t n) {
@@ -412,35 +406,34 @@ static bool field_value(struct http_request *request, const char *p, size_t n) {
     if (end < n && p[end] != '\r' && p[end] != '\n')
         return refuse(request, 400, "control byte in a field value");
     if (!pass_crlf(request, p, n)) return false;
-    if (!request->head_done) { /* nothing here needs what trailers say */
-        size_t begin = request->_colon + 1;
-        struct slice value = trim((struct slice){p + begin, end - begin});
-        request->_fields[request->_field_count++] = (struct http_field){
-            .name = (uint16_t)request->_line,
-            .name_len = (uint16_t)(request->_colon - request->_line),
-            .value = (uint16_t)(value.p - p),
-            .value_len = (uint16_t)value.n,
-        };
-    }
+    if (!request->head_done) /* nothing here needs what trailers say */
+        request->_fields[request->_field_count++] =
+            (struct http_field){(uint16_t)request->_line, (uint16_t)request->_colon, (uint16_t)end};
     return go(request, FIELD_START);
 }
 
 /* ---- Body (RFC 9112, sections 6 and 7) ---------------------------------------------------- */
 
 static bool data(struct http_request *request, char *p, size_t n) {
-    size_t have = n - request->_pos, bytes = have < request->_left ? have : request->_left;
+    size_t bytes = n - request->_pos;
     char *body_end = p + request->_head_size + request->_body_size;
     if (request->_chunked) memmove(body_end, p + request->_pos, bytes);
     request->_body_size += bytes;
-    request->_pos += bytes;
-    request->_left -= bytes;
-    return request->_left == 0 && go(request, request->_chunked ? CHUNK_END : WHOLE);
+    request->_pos = n;
+    if (n < request->_limit) return false;
+    request->_limit += strlen("\r\n"); /* of a chunk's end */
+    return go(request, request->_chunked ? CHUNK_END : WHOLE);
 }
 
 /* What may follow a size or a whole extension. A bare LF does not: a server that takes it for the
  * line's end and one that takes it for part of an extension see different chunks. */
 static enum state after_extension(char c) {
     return c == ';' ? EXT_NAME_WANTED : is_blank(c) ? EXT_WANTED : c == '\r' ? CHUNK_LF : CHUNK_BAD;
+}
+
+/* What may follow an extension's name. */
+static enum state after_name(char c) {
+    return c == '=' ? EXT_VALUE_WANTED : is_blank(c) ? EXT_NAME_ENDED : after_extension(c);
 }
 
 /* The state that a byte of a chunk's size line leads to; behind the line, DATA. */
@@ -450,12 +443,8 @@ static enum state next_in_chunk_line(enum state state, char c) {
     case CHUNK_SIZE: return is(c, IN_HEX) ? CHUNK_SIZE : after_extension(c);
     case EXT_WANTED: return c == '\r' ? CHUNK_BAD : after_extension(c);
     case EXT_NAME_WANTED: return is_blank(c) ? state : is(c, IN_TOKEN) ? EXT_NAME : CHUNK_BAD;
-    case EXT_NAME:
-        if (is(c, IN_TOKEN)) return EXT_NAME;
-        return c == '=' ? EXT_VALUE_WANTED : is_blank(c) ? EXT_NAME_ENDED : after_extension(c);
-    case EXT_NAME_ENDED:
-        if (is_blank(c)) return EXT_NAME_ENDED;
-        return c == '=' ? EXT_VALUE_WANTED : c == ';' ? EXT_NAME_WANTED : CHUNK_BAD;
+    case EXT_NAME: return is(c, IN_TOKEN) ? EXT_NAME : after_name(c);
+    case EXT_NAME_ENDED: return c == '\r' ? CHUNK_BAD : after_name(c);
     case EXT_VALUE_WANTED:
         if (is_blank(c)) return EXT_VALUE_WANTED;
         return c == '"' ? EXT_QUOTED : is(c, IN_TOKEN) ? EXT_TOKEN : CHUNK_BAD;
@@ -475,13 +464,14 @@ static bool chunk_line(struct http_request *request, const char *p) {
     if (next == CHUNK_BAD) return refuse(request, 400, "bad chunk size or extension");
     /* A digit more: letters end in 1 to 6. Checked at every digit, the size cannot overflow. */
     if (next == CHUNK_SIZE)
-        request->_left = request->_left * 16 + (unsigned)(c & 0xF) + (is(c, IN_DIGIT) ? 0 : 9);
-    if (request->_left > HTTP_MAX_BODY_BYTES - request->_body_size)
+        request->_length = request->_length * 16 + (unsigned)(c & 0xF) + (is(c, IN_DIGIT) ? 0 : 9);
+    if (request->_length > HTTP_MAX_BODY_BYTES - request->_body_size)
         return refuse(request, 413, "body too large");
     if (next != DATA) return go(request, next);
     /* The last chunk, of size 0, is followed by the trailers. */
-    request->_limit = request->_left > 0 ? UNLIMITED : request->_pos + HTTP_MAX_HEAD_BYTES;
-    return go(request, request->_left > 0 ? DATA : FIELD_START);
+    bool is_last = request->_length == 0;
+    request->_limit = request->_pos + (is_last ? HTTP_MAX_HEAD_BYTES : (size_t)request->_length);
+    return go(request, is_last ? FIELD_START : DATA);
 }
 
 /* ---- The parser --------------------------------------------------------------------------- */
@@ -509,14 +499,6 @@ static bool take_step(struct http_request *request, char *p, size_t n) {
     }
 }
 
-/* All of a section's bytes are there, and it is still not complete. */
-static void refuse_section(struct http_request *request) {
-    if (request->_state >= CHUNK_FIRST)
-        refuse(request, 400, "chunk extensions too long");
-    else
-        refuse(request, 431, request->head_done ? "trailers too large" : "head too large");
-}
-
 enum http_progress http_parse(struct http_request *request, char *buffer, size_t *size) {
     size_t n;
     request->_base = buffer;
@@ -529,14 +511,18 @@ enum http_progress http_parse(struct http_request *request, char *buffer, size_t
         request->size = request->_pos;
         return HTTP_DONE;
     }
-    if (request->status == 0 && n == request->_limit) refuse_section(request);
+    bool is_full = request->status == 0 && n == request->_limit; /* and the section not complete */
+    if (is_full && request->_state >= CHUNK_FIRST)
+        refuse(request, 400, "chunk extensions too long");
+    else if (is_full)
+        refuse(request, 431, request->head_done ? "trailers too large" : "head too large");
     if (request->status != 0) return HTTP_ERROR;
     if (!request->head_done) return HTTP_MORE;
 
     /* Close the gap between the joined body and what is still to be looked at: nothing, or a CR. */
     size_t joined = request->_head_size + request->_body_size, gap = request->_pos - joined;
     memmove(buffer + joined, buffer + request->_pos, *size - request->_pos);
-    if (request->_limit != UNLIMITED) request->_limit -= gap;
+    request->_limit -= gap;
     request->_pos = joined;
     *size -= gap;
     bool waits = request->_expects_continue;

@@ -35,10 +35,10 @@ enum http_progress {
     HTTP_ERROR,    /* reply with .status and .why, then close: nothing after this can be trusted */
 };
 
-/* Where a field's name and value stand in the head: offsets, since a buffer may move. A head is at
+/* Where a field's line begins, has its ':' and ends: offsets, since a buffer may move. A head is at
  * most 16 KiB, so 16 bits are enough. */
 struct http_field {
-    uint16_t name, name_len, value, value_len;
+    uint16_t line, colon, end;
 };
 
 struct http_request {
@@ -70,8 +70,8 @@ struct http_request {
     size_t _limit;        /* the section being read has to end here or before */
     size_t _head_size;    /* bytes */
     size_t _body_size;    /* bytes, joined so far */
-    size_t _left;         /* bytes of the body, or of the chunk, still to come */
     size_t _line, _colon; /* of the field being read: where it begins, where its ':' stands */
+    uint64_t _length;     /* of the body, or of the chunk, in bytes */
     uint16_t _method, _target, _target_len;
     uint16_t _field_count, _field_lines; /* of the head; of the section being read, trailers too */
     const char *_base;                   /* the buffer, as of the last call */
