@@ -575,7 +575,7 @@ static int write_rooms(struct import *import, char **facts, FILE *out) {
     char type = 0;
     qsort(facts, import->facts, sizeof *facts, compare_facts);
     for (size_t i = 0; i < import->facts; i++) {
-        char *rid = facts[i], *rest = strchr(rid, ' '), *value = rest + 3;
+        char *rid = facts[i], *rest = rid + strcspn(rid, " "), *value = rest + 3;
         *rest++ = '\0';
         bool is_room = rest[0] == '0', is_same = strcmp(rid, room) == 0;
         if (is_same ? strcmp(rest, last) == 0 : !is_room) {

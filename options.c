@@ -110,16 +110,14 @@ static const struct command *find_command(const char *word, const char *next) {
 /* How the commands with this first word are used; with serve's, or if there is none, which others
  * there are. */
 static void print_usage(FILE *file, const char *word) {
-    bool is_serve = begins_with(SERVE, word), is_any = false;
-    for (const struct command *command = commands; command < COMMANDS_END; command++) {
-        bool is_meant = begins_with(command, word);
-        is_any = is_any || is_meant;
-        if (is_meant)
+    bool is_serve = true;
+    for (const struct command *command = commands; command < COMMANDS_END; command++)
+        if (begins_with(command, word)) is_serve = command == SERVE;
+    for (const struct command *command = commands; command < COMMANDS_END; command++)
+        if (is_serve ? command == SERVE : begins_with(command, word))
             text_print(file, "usage: roomkeyd ", command->usage, "\n");
         else if (is_serve)
             text_print(file, "       roomkeyd ", command->name, " [--help] ...\n");
-    }
-    if (!is_any) print_usage(file, SERVE->name);
 }
 
 /* What was asked for has been printed. */
