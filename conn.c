@@ -107,23 +107,18 @@ static int64_t deadline_ms(const struct conns *conns, int state) {
     return conn && !conn->is_queued && limit_ms > 0 ? conn->since_ms + limit_ms + 1 : INT64_MAX;
 }
 
-/* Puts a connection at the end of a state's list: its time in the state begins now. */
-static void append(struct conns *conns, struct conn *conn, enum conn_state state) {
-    struct conn_list *list = &conns->lists[state];
+/* Moves a connection to the end of a state's list, also when it is in that already: its time in the
+ * state begins now. A new one has no neighbours, and leaves an empty list as it was. */
+static void enter(struct conns *conns, struct conn *conn, enum conn_state state) {
+    struct conn_list *from = &conns->lists[conn->state], *to = &conns->lists[state];
+    *(conn->prev ? &conn->prev->next : &from->first) = conn->next;
+    *(conn->next ? &conn->next->prev : &from->last) = conn->prev;
+    conn->prev = to->last;
+    conn->next = NULL;
+    *(to->last ? &to->last->next : &to->first) = conn;
+    to->last = conn;
     conn->state = (uint8_t)state;
     conn->since_ms = conns->now_ms;
-    conn->prev = list->last;
-    conn->next = NULL;
-    *(list->last ? &list->last->next : &list->first) = conn;
-    list->last = conn;
-}
-
-/* Moves a connection to a state, also when it is in that already. */
-static void enter(struct conns *conns, struct conn *conn, enum conn_state state) {
-    struct conn_list *list = &conns->lists[conn->state];
-    *(conn->prev ? &conn->prev->next : &list->first) = conn->next;
-    *(conn->next ? &conn->next->prev : &list->last) = conn->prev;
-    append(conns, conn, state);
 }
 
 static void queue_write(struct conns *conns, struct conn *conn) {
@@ -211,8 +206,10 @@ static void add_reply(struct conns *conns, struct conn *conn) {
     queue_write(conns, conn);
 }
 
-/* Adds the reply to a request, or to what is none (NULL), and sees to it that it is noted. */
+/* Adds the reply to a request, or to what is none (NULL), and sees to it that it is noted. The time
+ * of the request ends here; the write phase gives the connection the state that follows. */
 static void reply_to(struct conns *conns, struct conn *conn, const struct http_request *request) {
+    enter(conns, conn, CONN_IDLE);
     conn->asked.endpoint = conns->reply.endpoint;
     conn->asked.begun_us = conns->now_us;
     if (conns->log.path)
@@ -239,7 +236,6 @@ static void refuse(struct conns *conns, struct conn *conn, const struct http_req
 static void answer(struct conns *conns, struct conn *conn, const struct http_request *request,
                    bool is_last) {
     char byte;
-    enter(conns, conn, CONN_IDLE); /* the next request's time is its own */
     api_answer(&conns->api, request, &conns->reply);
     conn->closing = !request->keep_alive || (conns->is_draining && is_last &&
                                              recv(conn->source.fd, &byte, 1, MSG_PEEK) <= 0);
@@ -292,10 +288,7 @@ static struct inbox *copy_inbox(const struct inbox *in) {
     if (capacity > HTTP_MAX_REQUEST_BYTES) capacity = HTTP_MAX_REQUEST_BYTES;
     struct inbox *copy = malloc(sizeof *copy + capacity);
     if (!copy) return NULL;
-    copy->request = in->request;
-    copy->begin = 0;
-    copy->end = size;
-    copy->capacity = capacity;
+    *copy = (struct inbox){.request = in->request, .end = size, .capacity = capacity};
     memcpy(copy->bytes, in->bytes + in->begin, size);
     return copy;
 }
@@ -368,12 +361,10 @@ void conns_settle(struct conns *conns, const struct store_settled *settled) {
 /* ------------------------------------------------------------------------ phase: deadlines */
 
 static void expire(struct conns *conns, struct conn *conn) {
-    if (conn->state == CONN_WRITE || !conn->in || !conn->in->request.begun) {
+    if (conn->state == CONN_WRITE || !conn->in || !conn->in->request.begun)
         close_conn(conns, conn); /* it is owed nothing, or does not take it */
-        return;
-    }
-    enter(conns, conn, CONN_IDLE); /* out of this list; the write phase gives it its state */
-    refuse(conns, conn, &conn->in->request, 408, "the request did not arrive in time");
+    else
+        refuse(conns, conn, &conn->in->request, 408, "the request did not arrive in time");
 }
 
 /* Judges those who have been in a state for too long. */
@@ -500,7 +491,7 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
     conn->watched = EPOLLIN;
     conn->is_refusal = is_refusal;
     conn->origin = api_origin(&conns->api, NULL);
-    append(conns, conn, CONN_IDLE);
+    enter(conns, conn, CONN_IDLE);
     conns->metrics.connections = ++conns->count;
     conns->metrics.accepted++;
     conns->refusal_count += is_refusal;

@@ -24,6 +24,7 @@ struct source {
 bool source_watch(int epoll_fd, struct source *source, int operation, uint32_t events);
 
 enum conn_state {
+    CONN_NEW,    /* about to become idle; nobody stays in it */
     CONN_IDLE,   /* no byte of a request has arrived */
     CONN_HEAD,   /* some of a request's head */
     CONN_BODY,   /* its head and some of its body */
