@@ -27,7 +27,8 @@
 
 struct address {
     union {
-        struct sockaddr_storage any;
+        struct sockaddr_storage any; /* the largest */
+        struct sockaddr sa;
         struct sockaddr_un un;
         struct sockaddr_in in;
         struct sockaddr_in6 in6;
@@ -105,8 +106,7 @@ static int remove_stale_socket(const struct address *address) {
     if (lstat(address->un.sun_path, &status) < 0 || !S_ISSOCK(status.st_mode)) return 0;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return -1;
-    int result = connect(fd, (const struct sockaddr *)&address->any, address->size);
-    bool is_refused = result < 0 && errno == ECONNREFUSED;
+    bool is_refused = connect(fd, &address->sa, address->size) < 0 && errno == ECONNREFUSED;
     close(fd);
     return is_refused ? unlink(address->un.sun_path) : 0;
 }
@@ -117,7 +117,7 @@ static int describe(struct listener *listener, int fd) {
     const char *path = address.un.sun_path;
     char host[LISTEN_IP_BYTES];
     *listener = (struct listener){.fd = fd};
-    if (getsockname(fd, (struct sockaddr *)&address.any, &address.size) < 0) return -1;
+    if (getsockname(fd, &address.sa, &address.size) < 0) return -1;
     int on = 1, family = address.any.ss_family;
     bool is_v6 = family == AF_INET6, is_abstract = path[0] == '\0';
     if (family == AF_UNIX) {
@@ -161,8 +161,7 @@ int listen_open(struct listener *listener, const char *text) {
     bool is_unix = address.any.ss_family == AF_UNIX, is_v6 = address.any.ss_family == AF_INET6;
     if (!is_unix) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (is_v6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-    if ((is_unix && remove_stale_socket(&address) < 0) ||
-        bind(fd, (const struct sockaddr *)&address.any, address.size) < 0 ||
+    if ((is_unix && remove_stale_socket(&address) < 0) || bind(fd, &address.sa, address.size) < 0 ||
         listen(fd, LISTEN_BACKLOG) < 0 || describe(listener, fd) < 0 ||
         (is_unix && lstat(address.un.sun_path, &listener->made) < 0))
         return fail(fd);
@@ -199,7 +198,7 @@ int listen_connect(const char *text, int limit_s) {
     if (fd < 0) return -1;
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); /* for connect, too */
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    return connect(fd, (struct sockaddr *)&address.any, address.size) == 0 ? fd : fail(fd);
+    return connect(fd, &address.sa, address.size) == 0 ? fd : fail(fd);
 }
 
 void listen_close(struct listener *listener) {
