@@ -149,16 +149,15 @@ static void close_conn(struct conns *conns, struct conn *conn) {
     enter(conns, conn, CONN_CLOSED);
 }
 
-bool source_watch(int epoll_fd, struct source *source, int operation, uint32_t events) {
+bool conns_watch(const struct conns *conns, struct source *source, int operation, uint32_t events) {
     struct epoll_event event = {.events = events, .data.ptr = source};
-    return epoll_ctl(epoll_fd, operation, source->fd, &event) == 0;
+    return epoll_ctl(conns->epoll_fd, operation, source->fd, &event) == 0;
 }
 
 static void watch_conn(struct conns *conns, struct conn *conn, uint32_t events) {
     if (conn->watched == events) return;
     conn->watched = events;
-    if (!source_watch(conns->epoll_fd, &conn->source, EPOLL_CTL_MOD, events))
-        close_conn(conns, conn);
+    if (!conns_watch(conns, &conn->source, EPOLL_CTL_MOD, events)) close_conn(conns, conn);
 }
 
 static size_t unsent(const struct conn *conn) { return conn->out ? conn->out->size : 0; }
@@ -343,6 +342,7 @@ void conns_handle_event(struct conns *conns, struct source *source, uint32_t eve
 
 /* Resumes the connections whose tickets have settled. */
 void conns_settle(struct conns *conns, const struct store_settled *settled) {
+    if (settled->sets > 0) metrics_count_commit(&conns->metrics, settled->sets, settled->commit_us);
     for (struct conn *conn = conns->lists[CONN_COMMIT].first, *next; conn; conn = next) {
         next = conn->next;
         if (conn->ticket > settled->up_to) continue;
@@ -495,7 +495,7 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
     conns->metrics.connections = ++conns->count;
     conns->metrics.accepted++;
     conns->refusal_count += is_refusal;
-    if (!source_watch(conns->epoll_fd, &conn->source, EPOLL_CTL_ADD, EPOLLIN))
+    if (!conns_watch(conns, &conn->source, EPOLL_CTL_ADD, EPOLLIN))
         close_conn(conns, conn);
     else if (is_refusal)
         refuse(conns, conn, NULL, 503, "too many connections");

@@ -19,10 +19,6 @@ struct source {
     int fd;
 };
 
-/* Adds, changes or removes what epoll watches a source for. Returns false with errno set when the
- * kernel is out of memory or watches. */
-bool source_watch(int epoll_fd, struct source *source, int operation, uint32_t events);
-
 enum conn_state {
     CONN_NEW,    /* about to become idle; nobody stays in it */
     CONN_IDLE,   /* no byte of a request has arrived */
@@ -68,6 +64,10 @@ struct conns {
  * memory is short. conns_free closes every connection. */
 int conns_init(struct conns *conns);
 void conns_free(struct conns *conns);
+
+/* Adds, changes or removes what epoll watches a source for. Returns false with errno set when the
+ * kernel is out of memory or watches. */
+bool conns_watch(const struct conns *conns, struct source *source, int operation, uint32_t events);
 
 /* Takes over an accepted, non-blocking descriptor. A refusal is answered 503 and closed. */
 void conns_add(struct conns *conns, int fd, bool is_refusal);

@@ -75,7 +75,7 @@ struct server {
     struct listening listening[OPTIONS_LISTEN_MAX];
     int listening_count;
     bool is_resting; /* the listeners are not watched: there are no descriptors left */
-    int64_t rest_until_ms, rest_told_ms;
+    int64_t rest_until_ms, rest_tell_ms; /* when they try again; when that may be told again */
     int64_t round_ms; /* when the events of a round of waits began to be counted */
     unsigned round_events;
     int64_t drain_until_ms;
@@ -106,8 +106,7 @@ static void notify(const char *news) {
 static bool watch_listeners(struct server *server, uint32_t events) {
     bool is_done = true;
     for (int i = 0; i < server->listening_count; i++)
-        is_done &= source_watch(server->conns.epoll_fd, &server->listening[i].source, EPOLL_CTL_MOD,
-                                events);
+        is_done &= conns_watch(&server->conns, &server->listening[i].source, EPOLL_CTL_MOD, events);
     return is_done;
 }
 
@@ -115,9 +114,9 @@ static bool watch_listeners(struct server *server, uint32_t events) {
  * a connection closes or some time has passed. */
 static void rest_listeners(struct server *server, const char *why) {
     int64_t now_ms = server->conns.now_ms;
-    if (server->rest_told_ms == 0 || now_ms - server->rest_told_ms >= ACCEPT_TELL_MS) {
+    if (now_ms >= server->rest_tell_ms) {
         tell("cannot accept connections for now: ", why);
-        server->rest_told_ms = now_ms;
+        server->rest_tell_ms = now_ms + ACCEPT_TELL_MS;
     }
     server->is_resting = true;
     server->rest_until_ms = now_ms + ACCEPT_REST_MS;
@@ -149,7 +148,7 @@ static bool accept_conns(struct server *server, int listening_fd) {
         } else if (!has_room) {
             rest_listeners(server, "too many connections beyond the limit");
         } else if (errno == EAGAIN || errno == EINVAL) {
-            return false; /* nobody waits; or it was shut down, as handle_listener hears */
+            return false; /* nobody waits; or it was shut down, as its event says */
         } else if (!is_of_one(errno)) {
             rest_listeners(server, strerror(errno));
         }
@@ -165,18 +164,13 @@ static void *reload_main(void *argument) {
     return NULL;
 }
 
-/* Says that a reread has been asked for, and when: the manager, which looks for one that is later
- * than its signal, reads the same clock. */
-static void notify_reloading(void) {
+/* Starts rereading users and rooms beside the loop, or remembers to when that is under way. Says
+ * when: the manager, which looks for a reread that is later than its signal, reads the same clock. */
+static void start_reload(struct server *server) {
+    struct reload *reload = &server->reload;
     char news[64];
     text_join(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=", DECIMAL((uint64_t)clock_us()));
     notify(news);
-}
-
-/* Starts rereading users and rooms beside the loop, or remembers to when that is under way. */
-static void start_reload(struct server *server) {
-    struct reload *reload = &server->reload;
-    notify_reloading();
     reload->is_wanted = reload->is_running;
     if (reload->is_running) return;
     int error = pthread_create(&reload->thread, NULL, reload_main, reload);
@@ -191,9 +185,7 @@ static void finish_reload(struct server *server) {
     reload->is_running = false;
     if (reload->access) {
         access_free(server->access);
-        server->access = reload->access;
-        server->conns.api.access = reload->access;
-        reload->access = NULL;
+        server->conns.api.access = server->access = reload->access;
     } else {
         tell(reload->why, "; users and rooms stay as they were");
     }
@@ -268,16 +260,6 @@ static int wait_for_events(struct server *server, struct epoll_event *events) {
     return n;
 }
 
-/* Whether a batch has settled: its connections have their replies now. */
-static bool collect_commits(struct server *server) {
-    struct store_settled settled;
-    if (!store_collect(server->store, &settled)) return false;
-    if (settled.sets > 0)
-        metrics_count_commit(&server->conns.metrics, settled.sets, settled.commit_us);
-    conns_settle(&server->conns, &settled);
-    return true;
-}
-
 /* While sets wait for the disk nothing is urgent. Whoever else wants this processor goes first: a
  * client most likely, whose next requests will then be found together. Not so where a batch has just
  * been answered: whoever gives way is next in line behind everybody, so each of the replies that
@@ -299,29 +281,20 @@ static void handle_signals(struct server *server) {
     }
 }
 
-/* What is due by time, not by an event. */
-static void handle_time(struct server *server) {
-    finish_reload(server);
-    if (server->is_resting && server->conns.now_ms >= server->rest_until_ms) wake_listeners(server);
-}
-
-/* A listener that was passed to us may be shut down by whoever has passed it. */
-static void handle_listener(struct server *server, const struct source *source, uint32_t events) {
-    if (!(events & EPOLLHUP)) {
-        accept_conns(server, source->fd);
-        return;
-    }
-    tell("a listening socket has been shut down: stopping");
-    start_draining(server);
-}
-
 /* Before anything is answered: a server that is told to stop says so in its replies. */
 static void accept_and_signals(struct server *server, const struct epoll_event *events, int n) {
+    if (server->is_resting && server->conns.now_ms >= server->rest_until_ms) wake_listeners(server);
     for (int i = 0; i < n; i++) {
         struct source *source = events[i].data.ptr;
-        if (source->kind == SOURCE_LISTENER && !server->conns.is_draining)
-            handle_listener(server, source, events[i].events);
-        if (source->kind == SOURCE_SIGNAL) handle_signals(server);
+        bool may_accept = source->kind == SOURCE_LISTENER && !server->conns.is_draining;
+        if (may_accept && events[i].events & EPOLLHUP) { /* whoever has passed it may do that */
+            tell("a listening socket has been shut down: stopping");
+            start_draining(server);
+        } else if (may_accept) {
+            accept_conns(server, source->fd);
+        } else if (source->kind == SOURCE_SIGNAL) {
+            handle_signals(server);
+        }
     }
 }
 
@@ -342,10 +315,12 @@ static bool is_finished(const struct server *server) {
 /* Serves until a signal has stopped it and what was in flight is done. */
 static void run(struct server *server) {
     struct epoll_event events[EVENTS_PER_PASS];
+    struct store_settled settled;
     while (!is_finished(server)) {
         int n = wait_for_events(server, events);
-        bool has_settled = collect_commits(server);
-        handle_time(server);
+        bool has_settled = store_collect(server->store, &settled);
+        if (has_settled) conns_settle(&server->conns, &settled);
+        finish_reload(server);
         accept_and_signals(server, events, n);
         read_conns(server, events, n);
         conns_check_deadlines(&server->conns);
@@ -363,7 +338,7 @@ static void run(struct server *server) {
 static bool add_listener(struct server *server) {
     struct listening *listening = &server->listening[server->listening_count++];
     listening->source = (struct source){SOURCE_LISTENER, listening->listener.fd};
-    return source_watch(server->conns.epoll_fd, &listening->source, EPOLL_CTL_ADD, EPOLLIN);
+    return conns_watch(&server->conns, &listening->source, EPOLL_CTL_ADD, EPOLLIN);
 }
 
 /* Takes over the listeners that the service manager has opened; they outlive this process, and what
@@ -407,26 +382,19 @@ static void print_ready_lines(const struct server *server) {
     fflush(stdout);
 }
 
-/* SIGHUP, and with_others the signals that stop the server. */
-static sigset_t signals(bool with_others) {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGHUP);
-    if (with_others) sigaddset(&set, SIGTERM);
-    if (with_others) sigaddset(&set, SIGINT);
-    return set;
-}
-
 /* From now on the signals come to the loop. Until then, and when it is over, those that stop the
  * server end the process as they do by default: a long replay and a stuck disk can be left. (Not by
  * the first process of a container, which the kernel spares: there it takes SIGKILL.) */
 static int watch_signals(struct server *server) {
-    sigset_t set = signals(true);
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     server->signal_source = (struct source){SOURCE_SIGNAL, fd};
-    if (fd >= 0 &&
-        source_watch(server->conns.epoll_fd, &server->signal_source, EPOLL_CTL_ADD, EPOLLIN))
+    if (fd >= 0 && conns_watch(&server->conns, &server->signal_source, EPOLL_CTL_ADD, EPOLLIN))
         return 0;
     return tell("signalfd: ", strerror(errno));
 }
@@ -474,13 +442,13 @@ static int start(struct server *server) {
     server->reload.dir = options->dir;
     /* Edge-triggered: nobody reads the count, and every addition to it is an event all the same. */
     uint32_t edge = EPOLLIN | EPOLLET;
-    if (conns->epoll_fd < 0 ||
-        !source_watch(conns->epoll_fd, &server->store_source, EPOLL_CTL_ADD, edge))
+    if (conns->epoll_fd < 0 || !conns_watch(conns, &server->store_source, EPOLL_CTL_ADD, edge))
         return tell("epoll: ", strerror(errno));
     return watch_signals(server) < 0 ? -1 : open_listeners(server);
 }
 
-/* Undoes start, however far that came. Returns whether the disk has never failed. */
+/* Undoes start, however far that came; descriptors of the loop's own close with the process.
+ * Returns whether the disk has never failed. */
 static bool stop(struct server *server) {
     close_listeners(server);
     conns_free(&server->conns);
@@ -494,20 +462,19 @@ static bool stop(struct server *server) {
     }
     bool is_sound = !server->store || store_close(server->store) == 0;
     access_free(server->access);
-    if (server->signal_source.fd >= 0) close(server->signal_source.fd);
-    if (server->conns.epoll_fd >= 0) close(server->conns.epoll_fd);
     return is_sound;
 }
 
 /* The main job. Returns 0, or -1, reported. */
 static int serve(const struct options *options) {
     struct server *server = calloc(1, sizeof *server);
-    sigset_t hangup = signals(false);
+    sigset_t hangup;
     if (!server) return tell("out of memory");
     server->options = options;
     server->max_connections = options->max_connections;
-    server->conns.epoll_fd = server->signal_source.fd = -1;
     /* It waits for the loop, whenever it comes: what was read before it may be old. */
+    sigemptyset(&hangup);
+    sigaddset(&hangup, SIGHUP);
     pthread_sigmask(SIG_SETMASK, &hangup, NULL);
     fit_limits(server);
     prefer_gathering();
