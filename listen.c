@@ -66,7 +66,7 @@ static void put_ipv4(char text[LISTEN_IP_BYTES], const char *prefix, const uint8
               DECIMAL(ip[2]), ".", DECIMAL(ip[3]));
 }
 
-/* As RFC 5952 recommends: "::" is the first of the longest runs of zeros, if that is two or more. */
+/* As RFC 5952 recommends: "::" is the first of the longest runs of zeros, if of two or more. */
 static void put_ipv6(char text[LISTEN_IP_BYTES], const uint8_t *ip) {
     unsigned words[8];
     size_t zeros_at = 8, zeros = 1;

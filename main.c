@@ -2,12 +2,12 @@
  * main.c: the process: signals, and the event loop.
  *
  * One thread serves all connections with level-triggered epoll. A pass of the loop is a fixed
- * sequence of phases. That a reply waits for the disk is not left to their order: while a connection
- * has a ticket, its reply is not sent (conn.c, 1), and only collect settles tickets.
+ * sequence of phases. That a reply waits for the disk is not left to their order: while a
+ * connection has a ticket, its reply is not sent (conn.c, 1), and only collect settles tickets.
  *
  *     wait -> collect -> accept -> read -> deadlines -> hand over -> write -> close
  *      |         |          |       |          |            |           |        `- free the closed
- *      |         |          |       |          |            |           `- send, and log what was asked
+ *      |         |          |       |          |            |           `- send, log what was asked
  *      |         |          |       |          |            `- the open batch to the committer
  *      |         |          |       |          `- 408 or close for those who were not ready
  *      |         |          |       `- receive, parse, apply; replies gather per connection
@@ -165,7 +165,7 @@ static void *reload_main(void *argument) {
 }
 
 /* Starts rereading users and rooms beside the loop, or remembers to when that is under way. Says
- * when: the manager, which looks for a reread that is later than its signal, reads the same clock. */
+ * when: the manager looks for a reread that is later than its signal, by the same clock. */
 static void start_reload(struct server *server) {
     struct reload *reload = &server->reload;
     char news[64];
@@ -261,9 +261,9 @@ static int wait_for_events(struct server *server, struct epoll_event *events) {
 }
 
 /* While sets wait for the disk nothing is urgent. Whoever else wants this processor goes first: a
- * client most likely, whose next requests will then be found together. Not so where a batch has just
- * been answered: whoever gives way is next in line behind everybody, so each of the replies that
- * follow would wake a client that takes the processor at once. */
+ * client most likely, whose next requests will then be found together. Not so where a batch has
+ * just been answered: whoever gives way is next in line behind everybody, so each of the replies
+ * that follow would wake a client that takes the processor at once. */
 static void give_way(const struct server *server, bool has_settled) {
     if (server->conns.lists[CONN_COMMIT].first && !has_settled) sched_yield();
 }
