@@ -55,8 +55,8 @@ enum char_class {
 };
 
 /* The classes of every byte, 64 to a row, as the lower six bits of a letter: @ is in none, D in
- * values alone, o a digit, _ one of A to F, O in a token, a target, a value and a host. The rows: up
- * to '?', up to DEL, obs-text. */
+ * values alone, o a digit, _ one of A to F, O in a token, a target, a value and a host. The rows:
+ * up to '?', up to DEL, obs-text. */
 static const unsigned char char_classes[] =
     "@@@@@@@@@D@@@@@@@@@@@@@@@@@@@@@@DOFEOGOONNOONOOFooooooooooFNFNFF"
     "F______OOOOOOOOOOOOOOOOOOOOFFFGOG______OOOOOOOOOOOOOOOOOOOOFGFO@"
@@ -131,7 +131,7 @@ enum state {
 };
 
 /* A step returns whether the state has changed, so that there is a next one to take. Otherwise the
- * request is whole, or has a status now, or all bytes in view are used up, but perhaps for one CR. */
+ * request is whole, has a status now, or all bytes in view are used up, but perhaps for one CR. */
 
 static bool refuse(struct http_request *request, int status, const char *why) {
     request->status = status;
@@ -216,8 +216,8 @@ static bool is_host(struct slice s, bool needs_port) {
     return end + 1 < s.n ? span(s.p, end + 1, s.n, IN_DIGIT) == s.n : !needs_port;
 }
 
-/* Where host and port end in a URI that begins with http:// or https://; 0 if s begins with neither,
- * or what follows is no host. */
+/* Where host and port end in a URI that begins with http:// or https://; 0 if s begins with
+ * neither, or what follows is no host. */
 static size_t authority_end(struct slice s) {
     struct slice rest = s, scheme = http_cut(&rest, ':');
     bool is_known = http_equal_ignoring_case(scheme, SLICE("http")) ||

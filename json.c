@@ -283,8 +283,8 @@ static size_t decode_one(struct slice text, struct decoded *out) {
     return 12;
 }
 
-/* Decodes what stands between a string's quotes; the scan has proved it. Returns how much of it: all
- * but what begins with the first lone surrogate. */
+/* Decodes what stands between a string's quotes; the scan has proved it. Returns how much of it:
+ * all but what begins with the first lone surrogate. */
 static size_t decode(struct slice text, struct decoded *out) {
     size_t done = 0;
     for (size_t n = 1; n > 0 && done < text.n; done += n)

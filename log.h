@@ -24,8 +24,8 @@
 /* Writes an ID as it stands in a line to out, and returns that. */
 struct slice log_escape(struct slice id, char out[LOG_ESCAPED_MAX_BYTES]);
 
-/* Undoes log_escape. Returns the ID, which it writes to out, or nothing (n is 0) if the field is not
- * what log_escape writes for an ID: empty, too long, or with another escape in it. */
+/* Undoes log_escape. Returns the ID, which it writes to out, or nothing (n is 0) if the field is
+ * not what log_escape writes for an ID: empty, too long, or with another escape in it. */
 struct slice log_unescape(struct slice field, char out[ID_MAX_BYTES]);
 
 /* A line: a record or a seal. The three IDs are escaped, and empty in a seal. */
@@ -96,8 +96,8 @@ int log_write_at(int fd, struct slice bytes, uint64_t offset);
 int log_sync_data(int fd);
 int log_sync_all(int fd);
 
-/* Gives a new file to the directory's owner, if root has made it: a server that runs as that one has
- * to open it. Where even root may not, the file stays root's. */
+/* Gives a new file to the directory's owner, if root has made it: a server that runs as that one
+ * has to open it. Where even root may not, the file stays root's. */
 void log_give_to_owner(int dir_fd, int fd);
 int log_cut(int fd, uint64_t size);
 

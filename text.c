@@ -4,8 +4,8 @@
  *     tell("cannot listen on ", name, ": ", strerror(errno))
  *        -> [roomkeyd: cannot listen on 127.0.0.1:80: Permission denied\n] -> standard error
  *
- * A line of news is one write, so that those of two threads never mix. What does not fit is cut off:
- * a text is for people, and a long one of them is better than none.
+ * A line of news is one write, so that those of two threads never mix. What does not fit is cut
+ * off: a text is for people, and a long one of them is better than none.
  */
 #include "text.h"
 

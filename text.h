@@ -2,8 +2,8 @@
  * text.h: text for people and for files: strings, one after the other.
  *
  * printf could do it, and would bring floating point and wide characters along, a tenth of the
- * static binary. Here a text is joined from whole strings; numbers become strings by DECIMAL. Each of
- * the first four takes any number of strings, one at least.
+ * static binary. Here a text is joined from whole strings; numbers become strings by DECIMAL. Each
+ * of the first four takes any number of strings, one at least.
  */
 #ifndef TEXT_H
 #define TEXT_H
@@ -31,8 +31,8 @@ struct text_why {
 /* Adds strings to a stream, where ferror says whether that could be done. */
 #define text_print(file, ...) text_print_all((file), __VA_ARGS__, (const char *)NULL)
 
-/* Ends a command that has printed. Returns 0, or -1 when standard output did not take it all, a full
- * disk or a closed pipe, which is told. */
+/* Ends a command that has printed. Returns 0, or -1 when standard output did not take it all, a
+ * full disk or a closed pipe, which is told. */
 int text_finish_output(void);
 
 /* A number's digits as a string, for the statement that this stands in: as many as it has, or so
