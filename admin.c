@@ -96,8 +96,7 @@ static int salvage_record(void *context, const struct store_record *record, uint
     return write_line(context, &line);
 }
 
-/* Writes a log's valid records to a new one. Returns 0, or -1, reported: then there is no new one.
- * */
+/* Writes a log's valid records to a new one. Returns 0, or -1, reported, and nothing is left. */
 static int salvage_log(const struct options *options) {
     char why[WHY_BYTES];
     int fd = open(options->salvage, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -184,8 +183,7 @@ static int print_record(void *context, const struct store_record *record, uint64
 
 /* Two passes: the first finds out how far the log is whole and syncs it, the second prints that
  * far. So nothing is printed that a crash could take back, as long as the disk keeps its word:
- * after a sync that has failed under a running server, the batch that it refused may still be read.
- * */
+ * after a sync that has failed under a running server, the batch that it refused may be read. */
 int admin_export(const struct options *options) {
     char why[WHY_BYTES];
     struct store_inspection first = {.visit = NULL};
