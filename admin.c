@@ -138,6 +138,7 @@ int admin_check(const struct options *options) {
     char why[WHY_BYTES];
     struct store_inspection inspection = {.visit = NULL};
     int result = store_inspect(options->dir, &inspection, why, sizeof why);
+    if (options->salvage) signal(SIGPIPE, SIG_IGN); /* it is made, whoever reads of it */
     if (result == 0)
         print_inspection(options->dir, &inspection);
     else
@@ -333,8 +334,9 @@ int admin_user_add(const struct options *options) {
     char token[TOKEN_CHARS + 1], hash[ACCESS_HASH_CHARS + 1];
     struct edit edit;
     if (!access_can_hold(slice_of(user)))
-        return tell(user, ": a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #, "
-                          "neither * nor -");
+        return tell("a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #, neither * "
+                    "nor -: ",
+                    user);
     if (make_token(token) < 0 || begin_edit(&edit, options->dir, "users") < 0) return -1;
     bool is_copied = copy_users(&edit, SLICE(""), SLICE("")) >= 0;
     access_hash_token(slice_of(token), hash);
@@ -641,7 +643,8 @@ int admin_rooms_import(const struct options *options) {
 int admin_health(const struct options *options) {
     static const char request[] =
         "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    const char *address = options->listen_count > 0 ? options->listen[0] : "127.0.0.1:3000";
+    const char *address =
+        options->listen_count > 0 ? options->listen[options->listen_count - 1] : "127.0.0.1:3000";
     char status[sizeof "HTTP/1.1 200"] = "";
     int fd = listen_connect(address, HEALTH_LIMIT_S);
     if (fd < 0) return tell(address, ": ", strerror(errno));

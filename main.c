@@ -468,14 +468,13 @@ static bool stop(struct server *server) {
 /* The main job. Returns 0, or -1, reported. */
 static int serve(const struct options *options) {
     struct server *server = calloc(1, sizeof *server);
-    sigset_t hangup;
+    sigset_t mask;
     if (!server) return tell("out of memory");
     server->options = options;
     server->max_connections = options->max_connections;
-    /* It waits for the loop, whenever it comes: what was read before it may be old. */
-    sigemptyset(&hangup);
-    sigaddset(&hangup, SIGHUP);
-    pthread_sigmask(SIG_SETMASK, &hangup, NULL);
+    pthread_sigmask(SIG_BLOCK, NULL, &mask);
+    sigaddset(&mask, SIGHUP); /* it waits for the loop: what was read before it may be old */
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
     fit_limits(server);
     prefer_gathering();
     signal(SIGPIPE, SIG_IGN);
@@ -485,7 +484,7 @@ static int serve(const struct options *options) {
         notify("READY=1");
         run(server);
     }
-    pthread_sigmask(SIG_SETMASK, &hangup, NULL);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
     if (!stop(server)) result = -1;
     free(server);
     return result;

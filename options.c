@@ -101,6 +101,7 @@ static bool begins_with(const struct command *command, const char *word) {
 
 static const struct command *find_command(const char *word, const char *next) {
     char words[64];
+    if (strchr(word, ' ')) return NULL; /* two words, but in one argument */
     text_join(words, sizeof words, word, " ", next ? next : "");
     for (const struct command *command = commands; command < COMMANDS_END; command++)
         if (strcmp(command->name, word) == 0 || strcmp(command->name, words) == 0) return command;
@@ -205,7 +206,8 @@ static int read_arguments(const struct command *command, int argc, char **argv,
             return finish();
         }
     }
-    int operands = argc - optind;
+    bool is_serve = command == SERVE && optind < argc && strcmp(argv[optind], SERVE->name) == 0;
+    int operands = argc - (optind += is_serve); /* its name may stand behind its options, too */
     if (operands < command->operands_min || operands > command->operands_max) {
         if (command == SERVE)
             tell("not a command, or not the first word: '", argv[optind], "'");

@@ -108,6 +108,13 @@ def test_silence_has_a_limit():
         assert 2.9 < time.monotonic() - began < TIMEOUT_S / 2
 
 
+def test_the_last_address_counts(serve, tmp_path):
+    """As of every option that is given twice: who adds one means that one."""
+    path = f"unix:{tmp_path}/socket"
+    serve(listen=[path])
+    assert run("health", "--listen", f"{path}-of-nobody", "--listen", path).returncode == 0
+
+
 @pytest.mark.parametrize("arguments", [
     ("--listen", "localhost:3000"), ("--listen", "127.0.0.1"), ("--listen",), ("--data", "x"), ("x",),
 ])

@@ -518,7 +518,7 @@ def test_a_call_that_fails_prints_no_token(data, call):
     ("user",), ("users",), ("rooms", "export"), ("user", "add"), ("user", "add", "a", "b"),
     ("user", "revoke"), ("user", "revoke", "a", "b", "c"), ("users", "import", "file"),
     ("user", "add", "a", "--salvage", "x"), ("hash-token", "token"), ("hash-token", "--data", "x"),
-    ("rooms", "import", "--data"),
+    ("rooms", "import", "--data"), ("user add", "a", "b"), ("user revoke", "a", "b"),
 ])
 def test_bad_usage(arguments):
     code, output, errors = command(*arguments)

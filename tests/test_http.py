@@ -6,6 +6,7 @@ in which two parsers could disagree about where a request ends is refused and en
 """
 
 import re
+import signal
 import socket
 
 import pytest
@@ -253,6 +254,20 @@ def test_a_client_that_closes_its_half_inside_a_request(server, part):
             rest += data
         assert rest == b"" or rest.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 408 "))
     assert server.info("r").body == room_info("r", "c")
+
+
+def test_a_client_that_closes_its_half_after_too_much_reads_its_reply(serve, tmp_path):
+    """More than the server has read when it refuses, and nothing more to come: closing then would
+    reset the connection, and the reset overtake the reply."""
+    server = serve(listen=[f"unix:{tmp_path / 'socket'}"])
+    with server.client() as client:
+        server.send_signal(signal.SIGSTOP)
+        client.send(b"BAD\r\n\r\n" + b"x" * 150_000)
+        client.finish_sending()
+        server.send_signal(signal.SIGCONT)
+        wait_until(lambda: server.ask(HEALTHZ).body == b"ok", "the others to be served")
+        assert client.reply().status == 400
+        client.end()
 
 
 # ---- Expect ------------------------------------------------------------------------------------

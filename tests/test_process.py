@@ -97,10 +97,11 @@ def test_bad_usage(tmp_path, arguments, quoted):
     assert len(result.stderr) < 1000 and os.listdir(tmp_path) == []
 
 
-def test_serve_may_be_said(serve, tmp_path):
-    """The main job's name may stand first or be left out; the data directory defaults to data."""
+@pytest.mark.parametrize("arguments", [("serve", "--listen", LOCAL), ("--listen", LOCAL, "serve")])
+def test_serve_may_be_said(serve, tmp_path, arguments):
+    """The main job's name may be left out; the data directory defaults to data."""
     write_data(tmp_path / "data")
-    process = subprocess.Popen([binary(), "serve", "--listen", LOCAL], cwd=tmp_path,
+    process = subprocess.Popen([binary(), *arguments], cwd=tmp_path,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("roomkeyd: listening on 127.0.0.1:")
     process.terminate()
