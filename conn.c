@@ -326,7 +326,7 @@ void conns_apply_held_back(struct conns *conns) {
 
 void conns_handle_event(struct conns *conns, struct source *source, uint32_t events) {
     struct conn *conn = (struct conn *)source;
-    /* Nobody reads a reply; or both ends are shut, and what is unread would reset the connection. */
+    /* Nobody reads a reply; or both ends are shut, and what is unread would be a reset. */
     bool lingers = conn->state == CONN_LINGER && events & EPOLLIN;
     if (events & EPOLLERR || (events & EPOLLHUP && !lingers)) close_conn(conns, conn);
     if (conn->state == CONN_CLOSED) return;

@@ -21,8 +21,8 @@ struct listener {
 /* Whether text is ADDR:PORT, [ADDR]:PORT (numeric, port 0 for any free one) or unix:PATH. */
 bool listen_is_address(const char *text);
 
-/* Writes the number of an IP socket's address as RFC 5952 recommends (inet_ntop does so, too, and in
- * musl brings printf along, a tenth of the static binary). Returns false if it has none. */
+/* Writes the number of an IP socket's address as RFC 5952 recommends (inet_ntop does so, too, and
+ * in musl brings printf along, a tenth of the static binary). Returns false if it has none. */
 #define LISTEN_IP_BYTES 46 /* as long as INET6_ADDRSTRLEN */
 bool listen_ip_text(const struct sockaddr_storage *any, char text[LISTEN_IP_BYTES]);
 
