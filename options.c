@@ -9,7 +9,7 @@
  * A command is one entry of a table: what runs it, which options it takes, what --help says of it.
  *
  * It refuses options of other commands and values that cannot be meant, and quotes what is wrong;
- * but no operand of a command: somebody may have put a token there.
+ * but not the words that a command (other than serve) has too many: one may be a token.
  */
 #include "options.h"
 #include "admin.h"
