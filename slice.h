@@ -71,8 +71,9 @@ static inline bool slice_number(struct slice s, uint64_t max, uint64_t *number) 
     *number = 0;
     for (size_t i = 0; i < s.n; i++) {
         unsigned digit = (unsigned)s.p[i] - '0';
-        if (digit > 9 || digit > max || *number > (max - digit) / 10) return false;
-        *number = *number * 10 + digit;
+        if (digit > 9 || __builtin_mul_overflow(*number, 10, number) ||
+            __builtin_add_overflow(*number, digit, number) || *number > max)
+            return false;
     }
     return s.n > 0;
 }

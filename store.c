@@ -72,7 +72,7 @@
 #include <unistd.h>
 
 #define BATCH_KEEP_BYTES  (1u << 20) /* a batch's buffers above this are given back after use */
-#define USUAL_LINE_BYTES  256        /* read back at first: nearly all lines end in it */
+#define USUAL_LINE_BYTES  128        /* read back at first: nearly all lines end in it */
 #define SEAL_AFTER_MS     1000       /* without a set */
 #define COMMIT_RECHECK_MS 1000       /* in case the committer's wake-up was lost */
 #define REPLAY_AHEAD      16         /* records between reading one and indexing it */
@@ -162,7 +162,7 @@ static const struct log_line *read_back(struct store *store, uint64_t offset) {
         newline = n > 0 ? memchr(bytes, '\n', (size_t)n) : NULL;
     }
     struct slice text = {bytes, newline ? (size_t)(newline - bytes) : 0};
-    bool is_valid = newline && log_parse(text, &recent->line) == LOG_VALID;
+    bool is_valid = newline && log_reread(text, &recent->line);
     /* Not kept before the committer runs: replay may yet cut the line off, and another follow. */
     recent->offset = is_valid && store->committer_runs ? offset : 0;
     if (is_valid) return &recent->line;
@@ -654,9 +654,7 @@ enum store_result store_set(struct store *store, const struct store_record *reco
     uint64_t hash = table_hash(store->key, room);
     struct timespec now;
     table_prefetch(&store->durable, hash); /* it comes while the line is made */
-    clock_gettime(CLOCK_REALTIME, &now);
     struct log_line line = {
-        .time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000,
         .user = log_escape(record->user, escaped[1]),
         .room = room,
         .key = log_escape(record->key, escaped[2]),
@@ -665,6 +663,8 @@ enum store_result store_set(struct store *store, const struct store_record *reco
     enum store_result result = find_durable(store, room, hash, NULL);
     if (result == STORE_OK) return STORE_EXISTS;
     if (result == STORE_UNAVAILABLE || store->failed) return STORE_UNAVAILABLE;
+    clock_gettime(CLOCK_REALTIME, &now);
+    line.time_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
     pthread_mutex_lock(&store->lock);
     result = take_record(store, &line, hash, ticket);
     pthread_mutex_unlock(&store->lock);
