@@ -49,8 +49,9 @@ cover-quick_LDFLAGS := $(cover_LDFLAGS)
 m32_CFLAGS      := $(CFLAGS) -m32
 m32_LDFLAGS     := -m32
 static_CC       := $(if $(MUSL),$(MUSL),$(CC))
-static_CFLAGS   := -DPORTABLE -Oz -flto -flto-partition=one -fno-jump-tables -fno-pie \
-                   -fno-asynchronous-unwind-tables -fstack-protector-strong
+static_CFLAGS   := -DPORTABLE -Oz -flto -flto-partition=one -fno-jump-tables \
+                   -fno-optimize-sibling-calls -fno-asynchronous-unwind-tables -fno-pie \
+                   -fstack-protector-strong
 static_LDFLAGS  := -static -s -Wl,-z,norelro,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static fuzz cover cover-quick

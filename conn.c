@@ -56,6 +56,11 @@
 #define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
 #define OUT_FIRST_BYTES 1280  /* likewise for replies; enough for one of nearly all */
 
+/* What a connection waits for. Edge-triggered: what is there when it is asked for, or comes later, is
+ * told once, and costs no second look by the kernel when it has been dealt with. */
+#define INPUT  (EPOLLIN | EPOLLRDHUP | EPOLLET)
+#define OUTPUT (EPOLLOUT | EPOLLET)
+
 /* Bytes received and not yet used up, with the state of their parsing. */
 struct inbox {
     struct http_request request;
@@ -78,7 +83,7 @@ struct conn {
     bool is_queued;           /* in the queue of the write phase */
     bool is_refusal;          /* beyond the limit */
     bool is_http10;           /* the last request was; that it persists has to be confirmed */
-    uint32_t watched;         /* the epoll events asked for */
+    uint32_t watched;         /* INPUT or OUTPUT; 0: something untaken was told, to be told again */
     struct conn *prev, *next; /* in the list of its state */
     struct conn *next_queued; /* in the queue of the write phase */
     int64_t since_ms;         /* when it entered its state */
@@ -307,14 +312,18 @@ static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox 
 
 static void receive(struct conns *conns, struct conn *conn) {
     struct inbox *in = conn->in ? conn->in : empty_inbox(conns->scratch);
-    ssize_t n = recv(conn->source.fd, in->bytes + in->end, in->capacity - in->end, 0);
-    if (n < 0 && errno != EAGAIN && errno != EINTR) close_conn(conns, conn);
+    size_t room = in->capacity - in->end;
+    ssize_t n = recv(conn->source.fd, in->bytes + in->end, room, 0);
+    bool has_failed = n < 0 && errno != EAGAIN && errno != EINTR;
+    if (has_failed || (n == 0 && conn->state == CONN_LINGER)) close_conn(conns, conn);
     conn->peer_done = n == 0; /* what it has asked for is still answered */
-    if (n == 0) queue_write(conns, conn);
+    queue_write(conns, conn);
     if (n > 0 && conn->state != CONN_LINGER) { /* what a refused client still sends is dropped */
         in->end += (size_t)n;
         apply_and_keep(conns, conn, in);
     }
+    /* Nothing is left to be told of where there was room for more and a request was complete. */
+    if (n < 0 || (size_t)n == room || conn->in) conn->watched = 0;
 }
 
 /* Requests that were received but held back: for a ticket, for replies to be taken first, or
@@ -332,12 +341,12 @@ void conns_handle_event(struct conns *conns, struct source *source, uint32_t eve
     if (conn->state == CONN_CLOSED) return;
     if (events & EPOLLOUT) queue_write(conns, conn);
     if (!(events & EPOLLIN)) return;
-    /* A connection that may not go on is looked away from, or this event would come back at once.
-     * Only then: most of those who wait for a ticket send nothing meanwhile and cost no call. */
-    if (conn->state == CONN_COMMIT || conn->state == CONN_WRITE || conn->peer_done)
-        watch_conn(conns, conn, conn->watched & ~(uint32_t)EPOLLIN);
-    else if (!conn->has_input)
-        receive(conns, conn);
+    bool may_go_on = conn->state != CONN_COMMIT && conn->state != CONN_WRITE && !conn->peer_done &&
+                     !conn->has_input;
+    if (may_go_on) receive(conns, conn);
+    /* What stays unread is asked for again when the connection may go on; so is the end of the
+     * input, which may stand right behind what was received. */
+    if (!may_go_on || events & EPOLLRDHUP) conn->watched = 0;
 }
 
 /* ------------------------------------------------------------------------ phase: collect */
@@ -412,7 +421,7 @@ static void linger(struct conns *conns, struct conn *conn) {
     if (conn->peer_done || shutdown(conn->source.fd, SHUT_WR) < 0)
         close_conn(conns, conn);
     else
-        watch_conn(conns, conn, EPOLLIN);
+        watch_conn(conns, conn, INPUT);
 }
 
 /* Gives a connection the state that follows from what it holds. */
@@ -431,7 +440,7 @@ static void choose_state(struct conns *conns, struct conn *conn) {
                                 : conn->in->request.head_done ? CONN_BODY
                                                               : CONN_HEAD;
         if (conn->state != state) enter(conns, conn, state);
-        if (state != CONN_COMMIT) watch_conn(conns, conn, is_free ? EPOLLIN : EPOLLOUT);
+        if (state != CONN_COMMIT) watch_conn(conns, conn, is_free ? INPUT : OUTPUT);
     }
 }
 
@@ -442,9 +451,12 @@ void conns_write(struct conns *conns) {
     for (; conn; conn = next) {
         next = conn->next_queued;
         conn->is_queued = false;
-        if (conn->state == CONN_CLOSED || conn->state == CONN_LINGER) continue;
-        if (conn->out) send_replies(conns, conn);
-        if (conn->state != CONN_CLOSED) choose_state(conns, conn);
+        bool is_served = conn->state != CONN_CLOSED && conn->state != CONN_LINGER;
+        if (is_served && conn->out) send_replies(conns, conn);
+        if (conn->state == CONN_LINGER)
+            watch_conn(conns, conn, INPUT);
+        else if (conn->state != CONN_CLOSED)
+            choose_state(conns, conn);
     }
 }
 
@@ -490,14 +502,14 @@ void conns_add(struct conns *conns, int fd, bool is_refusal) {
         return;
     }
     conn->source = (struct source){SOURCE_CONN, fd};
-    conn->watched = EPOLLIN;
+    conn->watched = INPUT;
     conn->is_refusal = is_refusal;
     conn->origin = api_origin(&conns->api, NULL);
     enter(conns, conn, CONN_IDLE);
     conns->metrics.connections = ++conns->count;
     conns->metrics.accepted++;
     conns->refusal_count += is_refusal;
-    if (!conns_watch(conns, &conn->source, EPOLL_CTL_ADD, EPOLLIN))
+    if (!conns_watch(conns, &conn->source, EPOLL_CTL_ADD, INPUT))
         close_conn(conns, conn);
     else if (is_refusal)
         refuse(conns, conn, NULL, 503, "too many connections");

@@ -1,9 +1,10 @@
 /*
  * main.c: the process: signals, and the event loop.
  *
- * One thread serves all connections with level-triggered epoll. A pass of the loop is a fixed
- * sequence of phases. That a reply waits for the disk is not left to their order: while a
- * connection has a ticket, its reply is not sent (conn.c, 1), and only collect settles tickets.
+ * One thread serves all connections with epoll, edge-triggered; listeners and signals, of which a
+ * pass may leave some for the next one, are level-triggered. A pass of the loop is a fixed sequence
+ * of phases. That a reply waits for the disk is not left to their order: while a connection has a
+ * ticket, its reply is not sent (conn.c, 1), and only collect settles tickets.
  *
  *     wait -> collect -> accept -> read -> deadlines -> hand over -> write -> close
  *      |         |          |       |          |            |           |        `- free the closed

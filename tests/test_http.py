@@ -270,6 +270,30 @@ def test_a_client_that_closes_its_half_after_too_much_reads_its_reply(serve, tmp
         client.end()
 
 
+def test_an_end_right_behind_a_request(server):
+    """Both are there before the server looks: the end, too, is seen at once."""
+    with server.client() as client:
+        server.send_signal(signal.SIGSTOP)
+        client.send(HEALTHZ)
+        client.finish_sending()
+        server.send_signal(signal.SIGCONT)
+        assert client.reply().body == b"ok"
+        client.end()
+
+
+def test_an_urgent_byte_inside_a_request(server):
+    """It is no part of the stream, but no recv passes over it: the first one is short, with more
+    behind it."""
+    with server.client() as client:
+        server.send_signal(signal.SIGSTOP)
+        client.send(HEALTHZ[:9])
+        client.socket.send(b"!", socket.MSG_OOB)
+        client.send(HEALTHZ[9:])
+        server.send_signal(signal.SIGCONT)
+        assert client.reply().body == b"ok"
+        assert client.ask(HEALTHZ).body == b"ok"
+
+
 # ---- Expect ------------------------------------------------------------------------------------
 
 
