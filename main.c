@@ -423,6 +423,12 @@ static void prefer_gathering(void) {
         pthread_setschedparam(pthread_self(), SCHED_BATCH, &parameters);
 }
 
+/* libc lets a thread be cancelled in each call that may wait, and nowhere else, which costs it two
+ * atomic operations a call. Nobody cancels this one, so it may as well be anywhere: that is free. */
+static void spare_cancellation_points(void) {
+    pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+}
+
 /* Everything that has to be there before the first connection. Returns 0, or -1, reported. */
 static int start(struct server *server) {
     char why[512] = "out of memory";
@@ -478,6 +484,7 @@ static int serve(const struct options *options) {
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
     fit_limits(server);
     prefer_gathering();
+    spare_cancellation_points();
     signal(SIGPIPE, SIG_IGN);
     int result = start(server);
     if (result == 0) {
