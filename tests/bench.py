@@ -102,12 +102,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def children(pid):
+    return list(map(int, subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True,
+                                        check=False).stdout.split()))
+
+
 def processor_s(pid):
     """Processor time of a process and its children that still run, in seconds."""
     total = 0
-    family = [pid, *map(int, subprocess.run(["pgrep", "-P", str(pid)], capture_output=True,
-                                            text=True, check=False).stdout.split())]
-    for member in family:
+    for member in [pid, *children(pid)]:
         fields = pathlib.Path(f"/proc/{member}/stat").read_text().rsplit(")", 1)[1].split()
         total += int(fields[11]) + int(fields[12])
     return total / os.sysconf("SC_CLK_TCK")
@@ -183,12 +186,15 @@ def start_redis(directory):
                           "--appendfsync", "always", "--auto-aof-rewrite-percentage", 0], port, "")
 
 
-def start_peers(directory):
-    roomkeyd = start_roomkeyd(make_data(directory / "data"))
+def start_nginx(directory):
     port = free_port()
     configuration = directory / "nginx.conf"
     configuration.write_text(NGINX.format(dir=directory, port=port))
-    nginx = Peer("nginx", [tool("nginx", "nginx-light"), "-c", configuration], port, SET)
+    return Peer("nginx", [tool("nginx", "nginx-light"), "-c", configuration], port, SET)
+
+
+def start_peers(directory):
+    roomkeyd, nginx = start_roomkeyd(make_data(directory / "data")), start_nginx(directory)
     redis = start_redis(directory)
     port = free_port()
     configuration = directory / "webdis.json"
@@ -265,13 +271,15 @@ def set_request(number):
 
 
 def single_client(directory, port, count=1000):
-    """p50 in ms of a set, of a bare append with its sync, and of a round trip. The first sets, while the
-    scheduler moves threads that were busy just before, do not count."""
+    """p50 in ms of a set, of a bare append with its sync, and of a round trip: one of each in turn, since
+    all three depend on how deeply the processors sleep in between. A loop of nothing but appends never
+    lets them. The first turns, while the scheduler moves threads that were busy just before, do not
+    count."""
     appender = Appender(directory)
     with server.Client(("127.0.0.1", port)) as client:
-        sets = [timed(lambda n=n: client.ask(set_request(n))) for n in range(2 * count)][count:]
-        trips = [timed(lambda: client.ask(server.HEALTHZ)) for _ in range(count)]
-    return tuple(map(statistics.median, (sets, [timed(appender.append) for _ in range(count)], trips)))
+        turns = [(timed(lambda n=n: client.ask(set_request(n))), timed(appender.append),
+                  timed(lambda: client.ask(server.HEALTHZ))) for n in range(2 * count)]
+    return tuple(map(statistics.median, zip(*turns[count:])))
 
 
 def health_while_syncs_are_slow(directory):

@@ -5,10 +5,12 @@ set over HTTP like any others; the log that this leaves is what both servers the
 files in the page cache. COUNT= is how many.
 """
 
+import contextlib
 import os
 import pathlib
 import re
 import resource
+import signal
 import socket
 import statistics
 import subprocess
@@ -34,9 +36,31 @@ def key_count(data):
                               check=False).stdout)
 
 
+@contextlib.contextmanager
+def traced_passes(pid):
+    """A list of how long the loop's passes take, in ms: from what ends a wait for events to the next wait.
+    It is filled at the end. The trace is kept in memory, so as not to disturb the disk."""
+    passes = []
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name:
+        trace = pathlib.Path(name) / "trace"
+        with subprocess.Popen([
+                bench.tool("perf", "linux-perf"), "record", "-q", "-m", "16M", "-o", trace, "-t", str(pid),
+                "-e", "syscalls:sys_enter_epoll_wait,syscalls:sys_exit_epoll_wait"]) as recorder:
+            yield passes
+            recorder.send_signal(signal.SIGINT)
+        ended = None
+        with subprocess.Popen([bench.tool("perf", "linux-perf"), "script", "--ns", "-F", "time,event", "-i",
+                               trace], stdout=subprocess.PIPE, text=True) as script:
+            for line in script.stdout:
+                at = float(line.split(":")[0])
+                if "sys_exit" in line:
+                    ended = at
+                elif ended is not None:
+                    passes.append((at - ended) * 1000)
+
+
 def fill(directory, peer, data):
-    """Sets until there are COUNT; returns the longest wait in ms of a read beside it: no pass of the
-    loop was longer."""
+    """Sets until there are COUNT; returns the waits in ms of a read beside it, and the passes."""
     over, taken = threading.Event(), []
 
     def probe():
@@ -46,12 +70,28 @@ def fill(directory, peer, data):
 
     thread = threading.Thread(target=probe)
     thread.start()
-    while (have := key_count(data)) < COUNT:
-        bench.say(f"{have:,} of {COUNT:,} key IDs")
-        peer.load(directory, 256)
+    with traced_passes(peer.process.pid) as passes:
+        while (have := key_count(data)) < COUNT:
+            bench.say(f"{have:,} of {COUNT:,} key IDs")
+            peer.load(directory, 256)
     over.set()
     thread.join()
-    return taken
+    return taken, passes
+
+
+def passes_of_nginx(directory):
+    """The same of a server that has nothing to grow: what is as long there is the machine's."""
+    nginx = bench.start_nginx(directory)
+    with traced_passes(bench.children(nginx.process.pid)[0]) as passes:
+        for _ in range(10):
+            nginx.load(directory, 256)
+    nginx.stop()
+    return passes
+
+
+def describe(whose, passes):
+    return [(f"p99.9 of {whose}, ms", bench.percentile(passes, 0.999)),
+            (f"the longest of those {len(passes):,}, ms", max(passes))]
 
 
 def start_time(data):
@@ -107,12 +147,14 @@ def main():
         rows.append((f"anonymous memory of one of {IDLE_CONNECTIONS:,} idle connections, bytes",
                      idle_connection_bytes(peer)))
         before = anonymous_bytes(peer.process.pid)
-        waits = fill(directory, peer, large)
+        waits, passes = fill(directory, peer, large)
         count = key_count(large)
         rows += [("anonymous memory of a key ID, bytes",
                   (anonymous_bytes(peer.process.pid) - before) / count),
                  ("longest wait for /healthz while growing, ms", max(waits)),
-                 ("p99.9 of them, ms", bench.percentile(waits, 0.999))]
+                 ("p99.9 of them, ms", bench.percentile(waits, 0.999)),
+                 *describe("the loop's passes while growing", passes),
+                 *describe("nginx's, which stores nothing", passes_of_nginx(directory))]
         other = bench.start_roomkeyd(small)
         ratios = []
         for _ in range(bench.ROUNDS):
