@@ -49,9 +49,12 @@ def traced_passes(pid):
             yield passes
             recorder.send_signal(signal.SIGINT)
         ended = None
-        with subprocess.Popen([bench.tool("perf", "linux-perf"), "script", "--ns", "-F", "time,event", "-i",
-                               trace], stdout=subprocess.PIPE, text=True) as script:
+        with subprocess.Popen([bench.tool("perf", "linux-perf"), "script", "--ns", "--show-lost-events", "-F",
+                               "time,event", "-i", trace], stdout=subprocess.PIPE, text=True) as script:
             for line in script.stdout:
+                if "PERF_RECORD_LOST" in line:
+                    ended = None  # by now there have been other passes
+                    continue
                 at = float(line.split(":")[0])
                 if "sys_exit" in line:
                     ended = at
