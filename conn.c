@@ -30,6 +30,8 @@
  *      client gets, or 499 if it has gone before the ticket of its set has settled.
  *   5. Buffers are bounded: HTTP_MAX_REQUEST_BYTES in, OUT_LIMIT_BYTES and one reply out; an idle
  *      connection has none (CONN_SPARE_OUTBOXES empty ones, for whoever is next, belong to nobody).
+ *   6. What epoll tells it tells once. As long as something of it may be untaken, .watched is 0, and
+ *      asking again when the connection may go on brings it back.
  */
 #include "conn.h"
 
@@ -83,7 +85,7 @@ struct conn {
     bool is_queued;           /* in the queue of the write phase */
     bool is_refusal;          /* beyond the limit */
     bool is_http10;           /* the last request was; that it persists has to be confirmed */
-    uint32_t watched;         /* INPUT or OUTPUT; 0: something untaken was told, to be told again */
+    uint32_t watched;         /* INPUT or OUTPUT, or 0: to be asked for again */
     struct conn *prev, *next; /* in the list of its state */
     struct conn *next_queued; /* in the queue of the write phase */
     int64_t since_ms;         /* when it entered its state */

@@ -1,12 +1,12 @@
 """How fast: durable sets beside nginx that answers from memory, and Redis with and without HTTP.
 
 `make bench` runs it against build/release/roomkeyd and prints a Markdown table; then it measures
-1 to 1,024 connections and draws tests/bench.svg from tests/bench.tsv. Every peer is started from
-Debian's packages on loopback, on a port the kernel chose, with its data in one temporary directory
-on the disk of the repository. Rounds alternate, so that a noisy machine is noisy for all, and each begins
-with peers that have nothing stored (bench_scale.py is for the others); ratios are taken round by round
-and printed as median, min and max. ROUNDS= and SECONDS= set how long it takes;
-`bench.py --plot` does only the second half, `bench.py --table` only the first.
+1 to 1,024 connections, three times each, and draws the medians: tests/bench.tsv, tests/bench.svg.
+Every peer is started from Debian's packages on loopback, on a port the kernel chose, with its data
+in one temporary directory on the disk of the repository. Rounds alternate, so that a noisy machine is
+noisy for all, and each begins with peers that have nothing stored (bench_scale.py is for the others);
+ratios are taken round by round and printed as median, min and max. ROUNDS= and SECONDS= set how long
+it takes; `bench.py --plot` does only the second half, `bench.py --table` only the first.
 
 wrk keeps one core, the servers have the rest. Each request of a set names a new room.
 """
@@ -395,9 +395,11 @@ def plot(directory):
                                       "webdis and Redis, on disk")}
     for connections in (2**i for i in range(11)):
         with new_peers(directory / "plot") as (roomkeyd, nginx, _, webdis):
-            for lines, peer in zip(blocks.values(), (nginx, roomkeyd, webdis)):
-                figures = peer.load(directory, connections)
-                lines.append(f"{connections}\t{figures[0]:.0f}\t{figures[1]:.3f}\n")
+            rounds = [[peer.load(directory, connections)[:2] for peer in (nginx, roomkeyd, webdis)]
+                      for _ in range(3)]
+        for lines, figures in zip(blocks.values(), zip(*rounds)):
+            rate, p99 = map(statistics.median, zip(*figures))
+            lines.append(f"{connections}\t{rate:.0f}\t{p99:.3f}\n")
     tsv.write_text("\n\n".join(f'"{title}"\n{"".join(lines)}' for title, lines in blocks.items()))
     subprocess.run([tool("gnuplot", "gnuplot-nox")], input=PLOT.format(tsv=tsv, svg=svg), text=True,
                    check=True)
