@@ -426,6 +426,7 @@ static void prefer_gathering(void) {
 /* libc lets a thread be cancelled in each call that may wait, and nowhere else, which costs it two
  * atomic operations a call. Nobody cancels this one, so it may as well be anywhere: that is free. */
 static void spare_cancellation_points(void) {
+    /* NOLINTNEXTLINE(cert-pos47-c): the danger is in being cancelled */
     pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
 }
 
