@@ -300,10 +300,9 @@ static struct inbox *copy_inbox(const struct inbox *in) {
 }
 
 /* Applies what is in the inbox (the connection's or the shared scratch) and keeps what is left,
- * where there is room for more. */
+ * where there is room for more. The connection is in the queue of the write phase. */
 static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox *in) {
     apply(conns, conn, in);
-    queue_write(conns, conn);
     bool is_empty = in->begin == in->end, has_room = in == conn->in && in->end < in->capacity;
     if (!is_empty && has_room) return;
     struct inbox *rest = is_empty ? NULL : copy_inbox(in);
@@ -453,12 +452,10 @@ void conns_write(struct conns *conns) {
     for (; conn; conn = next) {
         next = conn->next_queued;
         conn->is_queued = false;
-        bool is_served = conn->state != CONN_CLOSED && conn->state != CONN_LINGER;
-        if (is_served && conn->out) send_replies(conns, conn);
-        if (conn->state == CONN_LINGER)
-            watch_conn(conns, conn, INPUT);
-        else if (conn->state != CONN_CLOSED)
-            choose_state(conns, conn);
+        if (conn->state == CONN_LINGER) watch_conn(conns, conn, INPUT);
+        if (conn->state == CONN_CLOSED || conn->state == CONN_LINGER) continue;
+        if (conn->out) send_replies(conns, conn);
+        if (conn->state != CONN_CLOSED) choose_state(conns, conn);
     }
 }
 

@@ -200,7 +200,7 @@ static bool is_in_batch(const struct batch *batch, struct slice room, uint64_t h
         size_t at = (size_t)(offset - batch->start);
         const char *start = batch->bytes + at, *newline = memchr(start, '\n', batch->size - at);
         struct slice text = {start, (size_t)(newline - start)};
-        if (log_parse(text, &line) == LOG_VALID && slice_equal(line.room, room)) return true;
+        if (log_reread(text, &line) && slice_equal(line.room, room)) return true;
     }
     return false;
 }

@@ -46,8 +46,10 @@ def traced_passes(pid):
         with subprocess.Popen([
                 bench.tool("perf", "linux-perf"), "record", "-q", "-m", "16M", "-o", trace, "-t", str(pid),
                 "-e", "syscalls:sys_enter_epoll_wait,syscalls:sys_exit_epoll_wait"]) as recorder:
-            yield passes
-            recorder.send_signal(signal.SIGINT)
+            try:
+                yield passes
+            finally:
+                recorder.send_signal(signal.SIGINT)
         ended = None
         with subprocess.Popen([bench.tool("perf", "linux-perf"), "script", "--ns", "--show-lost-events", "-F",
                                "time,event", "-i", trace], stdout=subprocess.PIPE, text=True) as script:
