@@ -268,7 +268,7 @@ lint:
 	    gcc $(LINTED) -O0 -fanalyzer -fno-analyzer-state-merge -Werror -c $$m.c -o /dev/null; done
 
 # Beside nginx, Redis and webdis, with a plot; and ten million key IDs:
-# apt-get install nginx-light redis-server webdis wrk strace valgrind gnuplot-nox procps.
+# apt-get install nginx-light redis-server webdis wrk strace valgrind gnuplot-nox procps linux-perf.
 bench: build/release/roomkeyd
 	ROOMKEYD=build/release/roomkeyd $(PYTHON) tests/bench.py
 bench-scale: build/release/roomkeyd

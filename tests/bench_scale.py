@@ -37,15 +37,27 @@ def key_count(data):
 
 
 @contextlib.contextmanager
-def traced_passes(pid):
-    """A list of how long the loop's passes take, in ms: from what ends a wait for events to the next wait.
-    It is filled at the end. The trace is kept in memory, so as not to disturb the disk."""
+def growth_event():
+    """The name of a perf event: a part of a table is about to grow."""
+    name, perf = f"bench_{os.getpid()}:growth", bench.tool("perf", "linux-perf")
+    subprocess.run([perf, "probe", "-q", "-x", bench.ROOMKEYD, f"{name}=rebuild"], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run([perf, "probe", "-q", "-d", name], check=True)
+
+
+@contextlib.contextmanager
+def traced_passes(pid, *marks):
+    """A list of the loop's passes: how long each took, in ms, from what ends a wait for events to the next
+    wait, and whether one of the events in marks happened in it. It is filled at the end. The trace is
+    kept in memory, so as not to disturb the disk."""
     passes = []
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name:
         trace = pathlib.Path(name) / "trace"
-        with subprocess.Popen([
-                bench.tool("perf", "linux-perf"), "record", "-q", "-m", "16M", "-o", trace, "-t", str(pid),
-                "-e", "syscalls:sys_enter_epoll_wait,syscalls:sys_exit_epoll_wait"]) as recorder:
+        events = ["syscalls:sys_enter_epoll_wait", "syscalls:sys_exit_epoll_wait", *marks]
+        with subprocess.Popen([bench.tool("perf", "linux-perf"), "record", "-q", "-m", "16M", "-o", trace,
+                               "-t", str(pid), "-e", ",".join(events)]) as recorder:
             try:
                 yield passes
             finally:
@@ -59,9 +71,11 @@ def traced_passes(pid):
                     continue
                 at = float(line.split(":")[0])
                 if "sys_exit" in line:
-                    ended = at
+                    ended, is_marked = at, False
+                elif "sys_enter" not in line:
+                    is_marked = True
                 elif ended is not None:
-                    passes.append((at - ended) * 1000)
+                    passes.append(((at - ended) * 1000, is_marked))
 
 
 def fill(directory, peer, data):
@@ -75,7 +89,7 @@ def fill(directory, peer, data):
 
     thread = threading.Thread(target=probe)
     thread.start()
-    with traced_passes(peer.process.pid) as passes:
+    with growth_event() as growth, traced_passes(peer.process.pid, growth) as passes:
         while (have := key_count(data)) < COUNT:
             bench.say(f"{have:,} of {COUNT:,} key IDs")
             peer.load(directory, 256)
@@ -94,8 +108,20 @@ def passes_of_nginx(directory):
     return passes
 
 
+def standstill(seconds):
+    """The longest time in ms for which a program that only reads the clock gets no answer: so long the
+    machine itself stands still."""
+    longest, last = 0, time.perf_counter()
+    end = last + seconds
+    while last < end:
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return longest * 1000
+
+
 def describe(whose, passes):
-    return [(f"p99.9 of {whose}, ms", bench.percentile(passes, 0.999)),
+    return [(f"p99 of {whose}, ms", bench.percentile(passes, 0.99)),
+            ("p99.9 of them, ms", bench.percentile(passes, 0.999)),
             (f"the longest of those {len(passes):,}, ms", max(passes))]
 
 
@@ -152,14 +178,19 @@ def main():
         rows.append((f"anonymous memory of one of {IDLE_CONNECTIONS:,} idle connections, bytes",
                      idle_connection_bytes(peer)))
         before = anonymous_bytes(peer.process.pid)
+        began = time.monotonic()
         waits, passes = fill(directory, peer, large)
+        taken = time.monotonic() - began
         count = key_count(large)
         rows += [("anonymous memory of a key ID, bytes",
                   (anonymous_bytes(peer.process.pid) - before) / count),
                  ("longest wait for /healthz while growing, ms", max(waits)),
                  ("p99.9 of them, ms", bench.percentile(waits, 0.999)),
-                 *describe("the loop's passes while growing", passes),
-                 *describe("nginx's, which stores nothing", passes_of_nginx(directory))]
+                 *describe("the loop's passes while growing", [ms for ms, _ in passes]),
+                 *describe("those in which a table grew", [ms for ms, has_grown in passes if has_grown]),
+                 *describe("nginx's, which stores nothing",
+                           [ms for ms, _ in passes_of_nginx(directory)]),
+                 ("longest standstill of a program that only reads the clock, ms", standstill(taken))]
         other = bench.start_roomkeyd(small)
         ratios = []
         for _ in range(bench.ROUNDS):
