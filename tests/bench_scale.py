@@ -93,8 +93,8 @@ def fill(directory, peer, data):
         while (have := key_count(data)) < COUNT:
             bench.say(f"{have:,} of {COUNT:,} key IDs")
             peer.load(directory, 256)
-    over.set()
-    thread.join()
+        over.set()  # before the trace is read, for which the probe would have to wait
+        thread.join()
     return taken, passes
 
 
