@@ -52,19 +52,19 @@ def traced_passes(pid, *marks):
     """A list of the loop's passes: how long each took, in ms, from what ends a wait for events to the next
     wait, and whether one of the events in marks happened in it. It is filled at the end. The trace is
     kept in memory, so as not to disturb the disk."""
-    passes = []
+    passes, perf = [], bench.tool("perf", "linux-perf")
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as name:
         trace = pathlib.Path(name) / "trace"
         events = ["syscalls:sys_enter_epoll_wait", "syscalls:sys_exit_epoll_wait", *marks]
-        with subprocess.Popen([bench.tool("perf", "linux-perf"), "record", "-q", "-m", "16M", "-o", trace,
-                               "-t", str(pid), "-e", ",".join(events)]) as recorder:
+        with subprocess.Popen([perf, "record", "-q", "-m", "16M", "-o", trace, "-t", str(pid), "-e",
+                               ",".join(events)]) as recorder:
             try:
                 yield passes
             finally:
                 recorder.send_signal(signal.SIGINT)
         ended = None
-        with subprocess.Popen([bench.tool("perf", "linux-perf"), "script", "--ns", "--show-lost-events", "-F",
-                               "time,event", "-i", trace], stdout=subprocess.PIPE, text=True) as script:
+        with subprocess.Popen([perf, "script", "--ns", "--show-lost-events", "-F", "time,event", "-i", trace],
+                              stdout=subprocess.PIPE, text=True) as script:
             for line in script.stdout:
                 if "PERF_RECORD_LOST" in line:
                     ended = None  # by now there have been other passes
@@ -79,8 +79,8 @@ def traced_passes(pid, *marks):
 
 
 def fill(directory, peer, data):
-    """Sets until there are COUNT; returns the waits in ms of a read beside it, and the passes."""
-    over, taken = threading.Event(), []
+    """Sets until there are COUNT; returns a read's waits beside it, in ms, the passes, and the seconds."""
+    over, taken, began = threading.Event(), [], time.monotonic()
 
     def probe():
         with server.Client(("127.0.0.1", peer.port)) as client:
@@ -95,7 +95,8 @@ def fill(directory, peer, data):
             peer.load(directory, 256)
         over.set()  # before the trace is read, for which the probe would have to wait
         thread.join()
-    return taken, passes
+        seconds = time.monotonic() - began
+    return taken, passes, seconds
 
 
 def passes_of_nginx(directory):
@@ -178,9 +179,7 @@ def main():
         rows.append((f"anonymous memory of one of {IDLE_CONNECTIONS:,} idle connections, bytes",
                      idle_connection_bytes(peer)))
         before = anonymous_bytes(peer.process.pid)
-        began = time.monotonic()
-        waits, passes = fill(directory, peer, large)
-        taken = time.monotonic() - began
+        waits, passes, seconds = fill(directory, peer, large)
         count = key_count(large)
         rows += [("anonymous memory of a key ID, bytes",
                   (anonymous_bytes(peer.process.pid) - before) / count),
@@ -190,7 +189,7 @@ def main():
                  *describe("those in which a table grew", [ms for ms, has_grown in passes if has_grown]),
                  *describe("nginx's, which stores nothing",
                            [ms for ms, _ in passes_of_nginx(directory)]),
-                 ("longest standstill of a program that only reads the clock, ms", standstill(taken))]
+                 ("longest standstill of a program that only reads the clock, ms", standstill(seconds))]
         other = bench.start_roomkeyd(small)
         ratios = []
         for _ in range(bench.ROUNDS):
