@@ -15,7 +15,7 @@ PYTHON  ?= /usr/bin/python3
 MUSL    ?= $(shell command -v musl-gcc)
 
 VERSION  := 0.1.0
-MODULES  := main options admin conn listen access_log http api json metrics access store log table sha256 text
+MODULES  := main options admin inspect conn listen access_log http api json metrics access store log table sha256 text
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(WERROR)
 LANGUAGE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 -pthread \
             -DROOMKEYD_VERSION='"$(VERSION)"' -idirafter $(JSMN) -MMD -MP

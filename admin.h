@@ -1,5 +1,5 @@
 /*
- * admin.h: the commands beside `serve`: what an operator asks of a data directory.
+ * admin.h: the commands that change a data directory, and two that touch no file.
  */
 #ifndef ADMIN_H
 #define ADMIN_H
@@ -7,10 +7,8 @@
 #include "options.h"
 
 /* Each runs the command that its name ends in (options.c says what that does). Results go to
- * standard output, the rest to standard error. Returns 0, or -1 when it could not be done, or what
- * was looked at is not well. Blocks. */
-int admin_check(const struct options *options);
-int admin_export(const struct options *options);
+ * standard output, the rest to standard error. Returns 0, or -1 when it could not be done, or
+ * (health) what was asked is not well. Blocks. */
 int admin_import(const struct options *options);
 int admin_users_import(const struct options *options);
 int admin_rooms_import(const struct options *options);

@@ -14,6 +14,7 @@
 #include "options.h"
 #include "admin.h"
 #include "api.h"
+#include "inspect.h"
 #include "listen.h"
 #include "text.h"
 
@@ -60,13 +61,13 @@ static const struct command commands[] = {
      "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
      "and rooms, reopens the access log. Exit code: 0 stopped, 1 no start, failed disk or second\n"
      "signal, 2 bad usage.\n"},
-    {"check", admin_check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
+    {"check", inspect_check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
      "Says what is wrong with the log, users and rooms, and changes nothing: 1 where a server\n"
      "would not start, or there is no log yet. With --salvage, writes every valid record to a\n"
      "new log. Also beside a server.\n"
      "\n"
      "  --salvage NEWFILE  a log to be made, of every valid record\n"},
-    {"export", admin_export, "d", 0, 0, "export [--data DIR]",
+    {"export", inspect_export, "d", 0, 0, "export [--data DIR]",
      "Prints the key IDs as JSON lines. Also beside a server.\n\n"},
     {"import", admin_import, "d", 0, 0, "import [--data DIR] <FILE",
      "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"

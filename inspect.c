@@ -1,0 +1,163 @@
+/*
+ * inspect.c: the commands that look at a data directory: check, its --salvage, and export.
+ *
+ *     check      -> log, users, rooms: what is wrong with them
+ *     --salvage  -> every valid record of the log, into a new one
+ *     export     -> every key ID, as a line of JSON
+ *
+ * All work beside a running server. They never cut or mend anything: they read the log to its end,
+ * sync it, and only then speak of it; --salvage writes a new file.
+ */
+#include "inspect.h"
+#include "access.h"
+#include "http.h"
+#include "json.h"
+#include "log.h"
+#include "store.h"
+#include "text.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#define WHY_BYTES 512
+
+/* ------------------------------------------------------------------------ check */
+
+/* A new log in the making: one batch with every valid record of another, and a seal. */
+struct salvage {
+    int fd;
+    uint64_t size, records;
+    int error; /* of its file, where that could not be written */
+};
+
+static int note_error(struct salvage *salvage, int result) {
+    if (result < 0) salvage->error = errno;
+    return result;
+}
+
+static int write_line(struct salvage *salvage, const struct log_line *line) {
+    char bytes[LOG_LINE_MAX_BYTES];
+    struct slice text = {bytes, log_format(line, bytes)};
+    uint64_t at = salvage->size;
+    salvage->size += text.n;
+    return note_error(salvage, log_write_at(salvage->fd, text, at));
+}
+
+static int salvage_record(void *context, const struct store_record *record, uint64_t time_ms) {
+    char user[LOG_ESCAPED_MAX_BYTES], room[LOG_ESCAPED_MAX_BYTES], key[LOG_ESCAPED_MAX_BYTES];
+    struct log_line line = {
+        .batch = LOG_FIRST_LINE_BYTES,
+        .time_ms = time_ms,
+        .user = log_escape(record->user, user),
+        .room = log_escape(record->room, room),
+        .key = log_escape(record->key, key),
+    };
+    ((struct salvage *)context)->records++;
+    return write_line(context, &line);
+}
+
+/* Writes a log's valid records to a new one. Returns 0, or -1, reported, and nothing is left. */
+static int salvage_log(const struct options *options) {
+    char why[WHY_BYTES];
+    int fd = open(options->salvage, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    struct salvage salvage = {.fd = fd, .size = LOG_FIRST_LINE_BYTES};
+    struct store_inspection inspection = {.visit = salvage_record, .context = &salvage};
+    if (fd < 0) return tell(options->salvage, ": ", strerror(errno));
+    int result = note_error(&salvage, log_write_at(fd, SLICE(LOG_FIRST_LINE), 0));
+    if (result == 0) result = store_inspect(options->dir, &inspection, why, sizeof why);
+    if (result == 0) result = note_error(&salvage, log_sync_all(fd));
+    struct log_line seal = {.batch = salvage.size, .is_seal = true}; /* of what is on disk now */
+    if (result == 0) result = write_line(&salvage, &seal);
+    if (result == 0) result = note_error(&salvage, log_sync_all(fd));
+    close(fd);
+    if (salvage.error) text_join(why, sizeof why, options->salvage, ": ", strerror(salvage.error));
+    if (result == 0)
+        text_print(stdout, options->salvage, ": ", DECIMAL(salvage.records), " records\n");
+    else
+        unlink(options->salvage);
+    return result == 0 ? 0 : tell(why);
+}
+
+static void print_inspection(const char *dir, const struct store_inspection *inspection) {
+    struct text_number bad = text_number(inspection->fault_offset, 1);
+    struct text_number rest = text_number(inspection->size - inspection->fault_offset, 1);
+    text_print(stdout, dir, "/" LOG_NAME ": ", DECIMAL(inspection->records), " records in ",
+               bad.string, " bytes\n");
+    if (inspection->is_damaged)
+        text_print(stdout, dir, "/" LOG_NAME ": damaged at byte ", bad.string, ": ",
+                   inspection->fault, "\n", dir, "/" LOG_NAME ": ",
+                   DECIMAL(inspection->records_after), " valid records in the ", rest.string,
+                   " bytes behind that\n");
+    else if (inspection->fault)
+        text_print(stdout, dir, "/" LOG_NAME ": ", rest.string, " bytes at byte ", bad.string,
+                   " are a torn tail, or what a server is writing: ", inspection->fault, "\n");
+}
+
+/* Fails when a server would not start with these files, or has yet to make the log. */
+int inspect_check(const struct options *options) {
+    char why[WHY_BYTES];
+    struct store_inspection inspection = {.visit = NULL};
+    int result = store_inspect(options->dir, &inspection, why, sizeof why);
+    if (options->salvage) signal(SIGPIPE, SIG_IGN); /* it is made, whoever reads of it */
+    if (result == 0)
+        print_inspection(options->dir, &inspection);
+    else
+        tell(why);
+    if (result == 0 && options->salvage) result = salvage_log(options);
+    struct access *access = access_load(options->dir, why, sizeof why);
+    if (!access) result = tell(why);
+    access_free(access);
+    if (text_finish_output() < 0 || inspection.is_damaged) result = -1;
+    return result;
+}
+
+/* ------------------------------------------------------------------------ export */
+
+/* Space for an ID as a JSON string. */
+#define QUOTED_BYTES (JSON_QUOTED_BYTES(ID_MAX_BYTES) + 1)
+
+static const char *quote(struct slice id, char string[QUOTED_BYTES]) {
+    string[json_quote(id, string)] = '\0';
+    return string;
+}
+
+/* The date of http_date in the order of ISO 8601. */
+static void print_time(uint64_t time_ms) {
+    static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    const char *month = months;
+    char date[HTTP_DATE_BYTES];
+    http_date((time_t)(time_ms / 1000), date); /* Thu, 01 Jan 1970 00:00:00 GMT */
+    while (memcmp(month, date + 8, 3) != 0) month += 3;
+    date[7] = date[16] = date[25] = '\0'; /* behind day, year and time */
+    text_print(stdout, date + 12, "-", PADDED((uint64_t)(month - months) / 3 + 1, 2), "-", date + 5,
+               "T", date + 17, ".", PADDED(time_ms % 1000, 3), "Z");
+}
+
+static int print_record(void *context, const struct store_record *record, uint64_t time_ms) {
+    (void)context;
+    char room[QUOTED_BYTES], key[QUOTED_BYTES], user[QUOTED_BYTES] = "null";
+    if (!slice_equal(record->user, SLICE("-"))) quote(record->user, user);
+    text_print(stdout, "{\"_id\":", quote(record->room, room),
+               ",\"e2eKeyId\":", quote(record->key, key), ",\"setBy\":", user, ",\"setAt\":\"");
+    print_time(time_ms);
+    text_print(stdout, "\"}\n");
+    return ferror(stdout) ? -1 : 0;
+}
+
+/* Two passes: the first finds out how far the log is whole and syncs it, the second prints that
+ * far. So nothing is printed that a crash could take back, as long as the disk keeps its word:
+ * after a sync that has failed under a running server, the batch that it refused may be read. */
+int inspect_export(const struct options *options) {
+    char why[WHY_BYTES];
+    struct store_inspection first = {.visit = NULL};
+    if (store_inspect(options->dir, &first, why, sizeof why) < 0) return tell(why);
+    if (first.is_damaged)
+        return tell(options->dir, ": " LOG_NAME ": damaged at byte ", DECIMAL(first.fault_offset),
+                    ": ", first.fault, "; see check");
+    struct store_inspection second = {.visit = print_record, .limit = first.fault_offset};
+    if (store_inspect(options->dir, &second, why, sizeof why) < 0 && !ferror(stdout))
+        return tell(why);
+    return text_finish_output();
+}
