@@ -8,7 +8,7 @@ import struct
 
 from server import Server, binary, write_data
 
-STATIC_MAX_BYTES = 120 * 1024
+STATIC_MAX_BYTES = 160 * 1024
 START_MAX_BYTES = 2 << 20
 IDLE_CONNECTIONS = 1000
 IDLE_MAX_BYTES = 256
