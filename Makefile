@@ -132,7 +132,7 @@ WRAP_test_api    := $(call wrap,malloc)
 WRAP_test_json   := $(call wrap,malloc)
 WRAP_test_table  := $(call wrap,calloc free)
 WRAP_test_store  := $(call wrap,pwrite64 pread64 fdatasync fsync ftruncate64 open64 openat64 renameat \
-                    flock eventfd pthread_create getrandom malloc calloc realloc table_hash)
+                    fstatat64 flock eventfd pthread_create getrandom malloc calloc realloc table_hash)
 WRAP_faults      := $(call wrap,pwrite64 pread64 read fdatasync fsync ftruncate64 open64 openat64 renameat \
                     unlinkat unlink flock fstat64 lstat64 eventfd eventfd_write epoll_create1 epoll_ctl \
                     epoll_wait socket setsockopt bind listen getsockname getpeername connect accept4 recv send \

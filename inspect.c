@@ -93,24 +93,35 @@ static void print_inspection(const char *dir, const struct store_inspection *ins
     else if (inspection->fault)
         text_print(stdout, dir, "/" LOG_NAME ": ", rest.string, " bytes at byte ", bad.string,
                    " are a torn tail, or what a server is writing: ", inspection->fault, "\n");
+    if (inspection->cause)
+        text_print(stdout, dir, "/" LOG_NAME ": byte ", DECIMAL(inspection->cause_offset), ": ",
+                   inspection->cause, "\n");
+}
+
+/* Whether the log may be used. Returns 0, or -1, reported. */
+static int check_log(const struct options *options) {
+    char why[WHY_BYTES];
+    struct store_inspection inspection = {.visit = NULL};
+    int dir_fd = open(options->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
+    if (dir_fd >= 0 && log_check_note(dir_fd, (struct text_why){why, sizeof why}) < 0)
+        result = tell(options->dir, ": ", why);
+    if (dir_fd >= 0) close(dir_fd);
+    if (store_inspect(options->dir, &inspection, why, sizeof why) < 0) return tell(why);
+    print_inspection(options->dir, &inspection);
+    if (inspection.is_damaged) result = -1;
+    if (options->salvage && salvage_log(options) < 0) result = -1;
+    return result;
 }
 
 /* Fails when a server would not start with these files, or has yet to make the log. */
 int inspect_check(const struct options *options) {
     char why[WHY_BYTES];
-    struct store_inspection inspection = {.visit = NULL};
-    int result = store_inspect(options->dir, &inspection, why, sizeof why);
     if (options->salvage) signal(SIGPIPE, SIG_IGN); /* it is made, whoever reads of it */
-    if (result == 0)
-        print_inspection(options->dir, &inspection);
-    else
-        tell(why);
-    if (result == 0 && options->salvage) result = salvage_log(options);
+    int result = check_log(options);
     struct access *access = access_load(options->dir, why, sizeof why);
     if (!access) result = tell(why);
     access_free(access);
-    if (text_finish_output() < 0 || inspection.is_damaged) result = -1;
-    return result;
+    return text_finish_output() == 0 ? result : -1;
 }
 
 /* ------------------------------------------------------------------------ export */

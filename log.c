@@ -11,15 +11,16 @@
  */
 #include "log.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
-#define CRC_CHARS      8
-#define LOG_BIRTH_NAME LOG_NAME ".new"
-#define LOG_MAGIC      "roomkeyd keys.log "
-#define LOG_VERSION    1
+#define CRC_CHARS   8
+#define LOG_MAGIC   "roomkeyd keys.log "
+#define LOG_VERSION 1
 
 #if defined(__x86_64__) && !defined(PORTABLE)
 __attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(struct slice bytes) {
@@ -207,6 +208,12 @@ enum log_fault log_parse(struct slice text, struct log_line *line) {
     return is_record ? LOG_VALID : LOG_BAD_FIELDS;
 }
 
+bool log_is_first_line(struct slice text) {
+    static const char mark[] = "\xEF\xBB\xBF" LOG_FIRST_LINE;
+    struct slice marked = {mark, sizeof mark - 2}; /* without the newline */
+    return slice_equal(text, marked) || slice_equal(text, (struct slice){mark + 3, marked.n - 3});
+}
+
 /* ---------------------------------------------------------------------- system calls made whole */
 
 ssize_t log_read_at(int fd, char *buffer, size_t size, uint64_t offset) {
@@ -244,6 +251,23 @@ static int sync_by(int (*call)(int), int fd) {
 int log_sync_data(int fd) { return sync_by(fdatasync, fd); }
 
 int log_sync_all(int fd) { return sync_by(fsync, fd); }
+
+int log_sync_seen(int fd) {
+    struct statvfs file_system;
+    if (log_sync_data(fd) == 0) return 0;
+    int error = errno;
+    bool is_read_only = fstatvfs(fd, &file_system) == 0 && file_system.f_flag & ST_RDONLY;
+    bool is_unasked = error == EROFS || error == EINVAL || error == ENOSYS || error == EOPNOTSUPP;
+    errno = error;
+    return is_read_only && is_unasked ? 0 : -1;
+}
+
+const char *log_sync_error(int error) {
+    bool is_unknown = error == EINVAL || error == ENOSYS || error == EOPNOTSUPP || error == ENOTTY;
+    return is_unknown ? "its file system cannot sync a directory, and so cannot keep a promise; "
+                        "choose another one for --data"
+                      : strerror(error);
+}
 
 int log_cut(int fd, uint64_t size) {
     while (ftruncate(fd, (off_t)size) < 0)
@@ -330,22 +354,84 @@ static int create_log(int dir_fd, struct text_why why) {
     if (fd >= 0 && log_write_at(fd, SLICE(LOG_FIRST_LINE), 0) == 0 && log_sync_all(fd) == 0 &&
         renameat(dir_fd, LOG_BIRTH_NAME, dir_fd, LOG_NAME) == 0 && log_sync_all(dir_fd) == 0)
         return fd;
-    text_fail(why, LOG_NAME ": cannot make it: ", strerror(errno));
+    text_fail(why, LOG_NAME ": cannot make it: ", log_sync_error(errno));
     if (fd >= 0) close(fd);
     return -1;
 }
 
-/* Whether an open file is a log that this program understands. Returns 0, 1 if there is nothing in
- * it, or -1 with the reason. */
-static int check_log(int fd, struct text_why why) {
+/* Whether a file is what a crash leaves of create_log: no more than a first line, whole or not. */
+static bool is_half_born(int dir_fd, const char *name) {
+    struct stat status;
+    return strcmp(name, LOG_BIRTH_NAME) == 0 &&
+           fstatat(dir_fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+           (!S_ISREG(status.st_mode) || (uint64_t)status.st_size <= LOG_FIRST_LINE_BYTES);
+}
+
+/* Looks in a directory that has no log for a file that bears witness of one: the mark, a torn tail,
+ * what a rotation or an editor has made of it. Returns 0 if there is none, or -1 with the reason. */
+static int find_witness(int dir_fd, struct text_why why) {
+    int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *entry;
+    if (!dir) {
+        result = text_fail(why, "cannot list the directory: ", strerror(errno));
+        if (fd >= 0) close(fd);
+        return result;
+    }
+    errno = 0;
+    while (result == 0 && (entry = readdir(dir))) {
+        const char *name = entry->d_name + (entry->d_name[0] == '.');
+        bool is_witness = strncmp(name, LOG_NAME, sizeof LOG_NAME - 1) == 0;
+        if (is_witness && !is_half_born(dir_fd, entry->d_name))
+            result =
+                text_fail(why, LOG_NAME ": missing, but ", entry->d_name,
+                          " shows that there was one. Put the log back; or, to begin anew "
+                          "without any key ID, remove every file whose name begins with " LOG_NAME);
+        errno = 0;
+    }
+    if (result == 0 && errno != 0)
+        result = text_fail(why, "cannot list the directory: ", strerror(errno));
+    closedir(dir);
+    return result;
+}
+
+/* What is wrong with the first bytes of a log that do not begin with its first line. */
+static const char *head_fault_text(struct slice head) {
+    static const struct {
+        struct slice prefix;
+        const char *text;
+    } known[] = {
+        {{"\xEF\xBB\xBF" LOG_MAGIC, 3 + sizeof LOG_MAGIC - 1},
+         "a byte order mark stands before its first line: a program has converted it"},
+        {{"roomkeyd keys.log 1\r\n", LOG_FIRST_LINE_BYTES + 1},
+         "its lines end in CR LF: a program has converted it"},
+        {{"\xFF\xFE", 2}, "it is UTF-16: a program has converted it"},
+        {{"\xFE\xFF", 2}, "it is UTF-16: a program has converted it"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (head.n >= known[i].prefix.n &&
+            memcmp(head.p, known[i].prefix.p, known[i].prefix.n) == 0)
+            return known[i].text;
+    return "its first line is not that of a log";
+}
+
+/* Whether an open file is a log that this program understands. Returns 0 with *head_fault NULL, or
+ * what is wrong with its first line; or -1 with the reason. */
+static int check_log(int fd, const char **head_fault, struct text_why why) {
     char line[64];
     uint64_t version;
     struct stat status;
+    *head_fault = NULL;
     if (fstat(fd, &status) < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
     if (!S_ISREG(status.st_mode)) return text_fail(why, LOG_NAME ": not a regular file");
     ssize_t n = log_read_at(fd, line, sizeof line - 1, 0);
     if (n < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
-    if (n == 0) return 1;
+    if (n == 0)
+        return text_fail(
+            why,
+            LOG_NAME ": empty, which roomkeyd never leaves it: somebody has "
+                     "emptied it, or a copy has failed. Restore it from a copy; or, to begin "
+                     "anew without any key ID, remove every file whose name begins with " LOG_NAME);
     line[n] = '\0';
     if (strncmp(line, LOG_FIRST_LINE, LOG_FIRST_LINE_BYTES) == 0) return 0;
     const char *digits = line + sizeof LOG_MAGIC - 1;
@@ -353,21 +439,172 @@ static int check_log(int fd, struct text_why why) {
         slice_number((struct slice){digits, strspn(digits, "0123456789")}, UINT64_MAX, &version) &&
         version > LOG_VERSION)
         return text_fail(why, LOG_NAME ": ", log_fault_text(LOG_NEWER));
-    return text_fail(why, LOG_NAME ": not a log of roomkeyd's; it has not been touched");
+    *head_fault = head_fault_text((struct slice){line, (size_t)n});
+    return 0;
 }
 
-int log_open(int dir_fd, int mode, struct text_why why) {
+/* Opens the file that should be the log. Returns a descriptor, or -1 with errno set and, unless that
+ * is ENOENT, the reason. */
+static int open_log(int dir_fd, int mode, struct text_why why) {
     /* The file itself: behind a symbolic link it could be shared with another directory, whose lock
      * is another one, or be on a disk that is not mounted just now. */
     int fd = openat(dir_fd, LOG_NAME, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0 && errno == ENOENT && mode == O_RDWR) return create_log(dir_fd, why);
-    if (fd < 0 && errno == ELOOP)
-        return text_fail(why,
-                         LOG_NAME ": a symbolic link; the log has to be in the directory itself");
-    if (fd < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
-    int state = check_log(fd, why);
-    if (state == 0) return fd;
+    int error = errno;
+    if (fd < 0 && error == ELOOP)
+        text_fail(why, LOG_NAME ": a symbolic link; the log has to be in the directory itself");
+    else if (fd < 0 && error != ENOENT)
+        text_fail(why, LOG_NAME ": ", strerror(error));
+    errno = error;
+    return fd;
+}
+
+int log_open_to_look(int dir_fd, const char **head_fault, struct text_why why) {
+    int fd = open_log(dir_fd, O_RDONLY, why);
+    if (fd < 0 && errno == ENOENT && find_witness(dir_fd, why) == 0)
+        text_fail(why, LOG_NAME ": ", strerror(ENOENT));
+    if (fd < 0 || check_log(fd, head_fault, why) == 0) return fd;
     close(fd);
-    if (state > 0 && mode == O_RDWR) return create_log(dir_fd, why);
-    return state > 0 ? text_fail(why, LOG_NAME ": empty") : -1;
+    return -1;
+}
+
+int log_open(int dir_fd, struct text_why why) {
+    const char *head_fault;
+    if (log_check_note(dir_fd, why) < 0) return -1;
+    int fd = open_log(dir_fd, O_RDWR, why);
+    if (fd < 0)
+        return errno == ENOENT && find_witness(dir_fd, why) == 0 ? create_log(dir_fd, why) : -1;
+    int result = check_log(fd, &head_fault, why);
+    if (result == 0 && head_fault)
+        result = text_fail(why, LOG_NAME ": ", head_fault,
+                           "; nothing has been changed. Restore it "
+                           "from a copy, or see what check says and what check --salvage saves");
+    if (result == 0) return fd;
+    close(fd);
+    return -1;
+}
+
+/* ------------------------------------------------------------------------ mark and note */
+
+/* Makes a small file in a directory, if it is not there, durable with its name. Returns 0, or -1
+ * with errno set. */
+static int leave_file(int dir_fd, const char *name, struct slice text) {
+    int fd = openat(dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0) return errno == EEXIST ? 0 : -1;
+    log_give_to_owner(dir_fd, fd);
+    int result = log_write_at(fd, text, 0), error = errno;
+    if (result == 0 && (result = log_sync_all(fd)) < 0) error = errno;
+    close(fd);
+    if (log_sync_all(dir_fd) < 0 && result == 0) return -1;
+    errno = error;
+    return result;
+}
+
+int log_leave_mark(int dir_fd) {
+    return leave_file(dir_fd, LOG_MARK_NAME,
+                      SLICE("A " LOG_NAME
+                            " was made in this directory. As long as this file is here "
+                            "and the log is not,\nroomkeyd does not start: rooms that had a key ID "
+                            "would get a second one.\n"));
+}
+
+int log_leave_note(int dir_fd, const char *line) {
+    char text[1024];
+    size_t n = text_join(text, sizeof text, line,
+                         "\n\n"
+                         "roomkeyd does not start while this file is here. Find the log that the "
+                         "server has written\n"
+                         "(roomkeyd check says what is in one), make it " LOG_NAME
+                         " in this directory again, then\n"
+                         "remove this file. Every key ID that was acknowledged is in that log, as "
+                         "far as nobody has\n"
+                         "overwritten it.\n");
+    return leave_file(dir_fd, LOG_NOTE_NAME, (struct slice){text, n});
+}
+
+int log_check_note(int dir_fd, struct text_why why) {
+    char text[512];
+    int fd = openat(dir_fd, LOG_NOTE_NAME, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 && errno == ENOENT) return 0;
+    if (fd < 0) return text_fail(why, LOG_NOTE_NAME ": ", strerror(errno));
+    ssize_t n = log_read_at(fd, text, sizeof text - 1, 0);
+    close(fd);
+    text[n > 0 ? n : 0] = '\0';
+    text[strcspn(text, "\n")] = '\0';
+    return text_fail(why, LOG_NOTE_NAME " keeps servers from starting: ",
+                     text[0] ? text : "a server found its log changed by somebody else",
+                     ". Put the right log back, then remove that file");
+}
+
+/* ------------------------------------------------------------------------ identity */
+
+static bool is_same_file(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Whether one look by descriptor and one by name agree. Somebody may replace the file between the
+ * two, but hardly three times in a row. */
+static bool is_stable(int dir_fd, const char *name, int flags) {
+    bool agree = false;
+    for (int i = 0; i < 3 && !agree; i++) {
+        struct stat open, named;
+        int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags);
+        agree = fd < 0 || fstat(fd, &open) < 0 || fstatat(dir_fd, name, &named, 0) < 0 ||
+                is_same_file(&open, &named);
+        if (fd >= 0) close(fd);
+    }
+    return agree;
+}
+
+bool log_is_comparable(const struct log_place *place) {
+    return is_stable(place->dir_fd, LOG_NAME, O_NOFOLLOW) &&
+           is_stable(AT_FDCWD, place->dir, O_DIRECTORY);
+}
+
+int log_read_end(int fd, uint64_t size, struct log_end *end) {
+    size_t want = size < LOG_TAIL_BYTES ? (size_t)size : LOG_TAIL_BYTES;
+    ssize_t n = log_read_at(fd, end->tail, want, size - want);
+    end->size = size;
+    end->tail_size = want;
+    if (n >= 0 && (size_t)n < want) errno = EIO;
+    return n == (ssize_t)want ? 0 : -1;
+}
+
+void log_append_end(struct log_end *end, struct slice bytes) {
+    size_t added = bytes.n < LOG_TAIL_BYTES ? bytes.n : LOG_TAIL_BYTES;
+    size_t kept = LOG_TAIL_BYTES - added;
+    if (kept > end->tail_size) kept = end->tail_size;
+    memmove(end->tail, end->tail + end->tail_size - kept, kept);
+    memcpy(end->tail + kept, bytes.p + bytes.n - added, added);
+    end->tail_size = kept + added;
+    end->size += bytes.n;
+}
+
+/* The directory is still the one at its path. */
+static const char *find_directory_change(const struct log_place *place) {
+    struct stat open, named;
+    if (fstat(place->dir_fd, &open) < 0) return NULL;
+    if (stat(place->dir, &named) == 0)
+        return is_same_file(&open, &named) || !place->is_comparable
+                   ? NULL
+                   : "is no longer in use: another directory has taken the place of its own";
+    bool is_gone = errno == ENOENT || errno == ENOTDIR;
+    return is_gone ? "is no longer in use: its directory has been moved" : NULL;
+}
+
+const char *log_find_change(const struct log_place *place, const struct log_end *end) {
+    struct stat open, named;
+    char tail[LOG_TAIL_BYTES];
+    if (fstat(place->log_fd, &open) < 0) return errno == ESTALE ? "has been removed" : NULL;
+    if (open.st_nlink == 0) return "has been removed";
+    if (fstatat(place->dir_fd, LOG_NAME, &named, AT_SYMLINK_NOFOLLOW) < 0) {
+        if (errno == ENOENT) return "has been renamed";
+    } else if (place->is_comparable && !is_same_file(&open, &named)) {
+        return "has been replaced by another file";
+    }
+    if ((uint64_t)open.st_size < end->size) return "has been cut";
+    if ((uint64_t)open.st_size > end->size) return "has grown: somebody else has written to it";
+    ssize_t n = log_read_at(place->log_fd, tail, end->tail_size, end->size - end->tail_size);
+    if (n >= 0 && ((size_t)n < end->tail_size || memcmp(tail, end->tail, end->tail_size) != 0))
+        return "has been overwritten";
+    return find_directory_change(place);
 }

@@ -59,6 +59,9 @@ enum log_fault log_parse(struct slice text, struct log_line *line);
  * Returns whether its checksum still holds; nothing else is judged again, or filled in. */
 bool log_reread(struct slice text, struct log_line *line);
 
+/* Whether a line is the first one of a log, perhaps after a byte order mark. */
+bool log_is_first_line(struct slice text);
+
 /* Reads a file line by line through a large buffer of the caller's. */
 #define LOG_READ_BUFFER_BYTES (1u << 20)
 struct log_reader {
@@ -87,11 +90,67 @@ int log_read_line(struct log_reader *reader, struct log_span *span);
  * lines behind a bad one. */
 void log_look_inside(struct log_reader *reader, const struct log_span *span);
 
-/* Opens the log in a directory and checks its first line. mode is O_RDONLY or O_RDWR. With O_RDWR,
- * where there is none (or an empty file: a log is born with its first line), it is made, complete
- * and durable, or not at all. A file that is something else is not touched. Returns a descriptor,
- * or -1 with the reason. */
-int log_open(int dir_fd, int mode, struct text_why why);
+/* ------------------------------------------------------------------------ opening */
+
+/* What stands beside a log. The mark is born with it and stays: a mark without a log means that the
+ * log was lost, not that there never was one. The note is left by a server that found its log
+ * changed by somebody else; no server starts until an operator has removed it. */
+#define LOG_BIRTH_NAME LOG_NAME ".new"
+#define LOG_MARK_NAME  LOG_NAME ".born"
+#define LOG_NOTE_NAME  LOG_NAME ".failed"
+
+/* Opens the log in a directory for a server. Where there is none and nothing that only a log leaves
+ * behind, it is made, complete and durable, or not at all. What is no log is not touched. Returns a
+ * descriptor, or -1 with the reason. Blocks. */
+int log_open(int dir_fd, struct text_why why);
+
+/* Opens it to be looked at. *head_fault says what is wrong with its first line, or is NULL. Returns
+ * a descriptor, or -1 with the reason. Blocks. */
+int log_open_to_look(int dir_fd, const char **head_fault, struct text_why why);
+
+/* Whether a note keeps servers from starting. Returns 0, or -1 with the reason. */
+int log_check_note(int dir_fd, struct text_why why);
+
+/* Leaves the mark, if it is not there, and the note, with one line of text. Both block, and return 0
+ * or -1 with errno set. What the file system then holds of them may be empty: that they exist is
+ * what counts. */
+int log_leave_mark(int dir_fd);
+int log_leave_note(int dir_fd, const char *line);
+
+/* ------------------------------------------------------------------------ identity */
+
+/* An open log, and where it should be found again. */
+struct log_place {
+    const char *dir; /* the path of its directory, the caller's */
+    int dir_fd, log_fd;
+    bool is_comparable; /* log_is_comparable has said so */
+};
+
+/* How a log ends: what its server left. */
+#define LOG_TAIL_BYTES 128
+struct log_end {
+    uint64_t size;             /* of the file, in bytes */
+    size_t tail_size;          /* bytes; LOG_TAIL_BYTES, or the file is shorter */
+    char tail[LOG_TAIL_BYTES]; /* the last ones */
+};
+
+/* Reads how an open log ends that has `size` bytes. Returns 0, or -1 with errno set. Blocks. */
+int log_read_end(int fd, uint64_t size, struct log_end *end);
+
+/* Takes what has been appended into account. */
+void log_append_end(struct log_end *end, struct slice bytes);
+
+/* Whether the file system tells the same file by the same numbers, whether it is asked by name or by
+ * descriptor. Blocks. */
+bool log_is_comparable(const struct log_place *place);
+
+/* Whether the open log is still what its server left, in the place where it was left: two fresh
+ * looks, by descriptor and by name, and its end. Returns NULL if it is, or if that cannot be found
+ * out (a name that may no longer be looked up is no other name); otherwise what has happened, as the
+ * rest of a sentence that begins with LOG_NAME. Blocks as far as a look at a file does. */
+const char *log_find_change(const struct log_place *place, const struct log_end *end);
+
+/* ------------------------------------------------------------------------ system calls */
 
 /* System calls made whole: short counts are finished, EINTR is no failure. All return -1 with errno
  * set when they fail. log_read_at returns fewer than size bytes only at the end of the file. */
@@ -99,6 +158,13 @@ ssize_t log_read_at(int fd, char *buffer, size_t size, uint64_t offset);
 int log_write_at(int fd, struct slice bytes, uint64_t offset);
 int log_sync_data(int fd);
 int log_sync_all(int fd);
+
+/* As log_sync_data, of a file that is only looked at: a read-only file system, which may not know
+ * how to sync, has nothing to sync. */
+int log_sync_seen(int fd);
+
+/* What the error of a sync means, for people: a file system may not know how to sync a directory. */
+const char *log_sync_error(int error);
 
 /* Gives a new file to the directory's owner, if root has made it: a server that runs as that one
  * has to open it. Where even root may not, the file stays root's. */

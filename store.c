@@ -78,6 +78,7 @@
 #define REPLAY_AHEAD      16         /* records between reading one and indexing it */
 #define COLLECT_AHEAD     8          /* likewise between two entries of a batch */
 #define RECENT_LINES      16         /* read back, and kept */
+#define LOOK_AFTER_MS     1000       /* at the log's identity, when nothing is committed */
 
 /* While the disk hangs, clients may come, set and go. It is more than IMPORT_BATCH of the longest
  * lines, and than as many clients as the limit usually is. */
@@ -118,22 +119,28 @@ enum outcome {
 };
 
 struct store {
-    int dir_fd; /* it and the log are locked */
-    int log_fd;
+    struct log_place place; /* its directory and the log are open and locked */
     int event_fd;
     struct table_key key;
     struct table durable; /* hash of a room -> file offset of its line, which is on disk */
 
     uint64_t log_bytes; /* the end of what is committed and collected; a seal may not be on disk */
-    bool failed;        /* DISK_FAILED has happened */
+    bool failed;        /* DISK_FAILED has happened, or the log is lost */
+    bool has_lost_log;  /* the latter */
     bool sealed;        /* the last line is a seal, or could not be one; nothing to certify */
-    bool read_failure_told;
+    bool read_failure_told; /* that a record cannot be read */
     struct recent recent[RECENT_LINES];
     int64_t last_set_ms; /* when store_tick last saw one on its way */
 
     pthread_t committer;
     bool committer_runs;
-    bool is_short_of_space; /* the committer's: it has said so, and says when that is over */
+
+    /* The committer's own. */
+    struct log_end end;     /* how the log ends as it was left */
+    uint64_t rewrite_from;  /* from here on it has to be written again first; 0: nothing has to */
+    bool is_short_of_space; /* it has said so, and says when that is over */
+    bool has_left_note;     /* that the log is lost */
+    bool is_over;           /* after DISK_FAILED nobody knows how the log should end */
 
     pthread_mutex_t lock; /* for all that follows */
     pthread_cond_t work;  /* what the committer waits for */
@@ -145,32 +152,76 @@ struct store {
     enum outcome outcome;  /* of the settled one */
     bool is_offered;       /* the committer may take the open batch */
     bool stopping;
+    const char *lost; /* what somebody else has done to the log, so that nothing is written to it
+                         any more and nothing settles well; NULL: nothing */
 };
+
+/* ------------------------------------------------------------------------ a log that is lost */
+
+/* The log is no longer what this store left. From now on nothing is written and nothing settles
+ * well. Either thread may find that out, once the committer runs; it tells, and the committer leaves
+ * a note, so that no start takes the stranger for the log, or its absence for a new installation. */
+static void lose(struct store *store, const char *how) {
+    pthread_mutex_lock(&store->lock);
+    bool is_new = !store->lost;
+    if (is_new) store->lost = how;
+    store->is_offered = false;
+    pthread_mutex_unlock(&store->lock);
+    if (!is_new) return;
+    tell(LOG_NAME ": ", how,
+         ": nothing more is written, sets are refused. Put the right log back, "
+         "remove " LOG_NOTE_NAME ", and start again");
+    pthread_cond_signal(&store->work);
+    eventfd_write(store->event_fd, 1);
+}
+
+static bool is_lost(struct store *store) {
+    pthread_mutex_lock(&store->lock);
+    bool result = store->lost != NULL;
+    pthread_mutex_unlock(&store->lock);
+    return result;
+}
 
 /* ------------------------------------------------------------------------ the index */
 
+static bool ends_in_cr(struct slice text) { return text.n > 0 && text.p[text.n - 1] == '\r'; }
+
+/* A record is no longer where it was written. While the log is replayed, that is an error of the
+ * start. */
+static void lose_by_reading(struct store *store) {
+    if (store->committer_runs)
+        lose(store,
+             "has changed on disk: a record that was read back is not the one written there");
+}
+
 /* Reads the line of a durable record back from the log. It lives until the next call. Returns NULL
- * with errno set if that fails, which is told once. */
+ * with errno set if the disk does not give it, which is told once, or if what it gives is not what
+ * was written there, by which the log is lost. */
 static const struct log_line *read_back(struct store *store, uint64_t offset) {
     struct recent *recent = &store->recent[offset % RECENT_LINES];
     char *bytes = recent->bytes;
     if (recent->offset == offset) return &recent->line;
-    ssize_t n = log_read_at(store->log_fd, bytes, USUAL_LINE_BYTES, offset);
+    ssize_t n = log_read_at(store->place.log_fd, bytes, USUAL_LINE_BYTES, offset);
     const char *newline = n > 0 ? memchr(bytes, '\n', (size_t)n) : NULL;
     if (n == USUAL_LINE_BYTES && !newline) {
-        n = log_read_at(store->log_fd, bytes, LOG_LINE_MAX_BYTES, offset);
+        n = log_read_at(store->place.log_fd, bytes, LOG_LINE_MAX_BYTES, offset);
         newline = n > 0 ? memchr(bytes, '\n', (size_t)n) : NULL;
     }
     struct slice text = {bytes, newline ? (size_t)(newline - bytes) : 0};
+    /* A converted log is only looked at. */
+    if (!store->committer_runs && ends_in_cr(text)) text.n--;
     bool is_valid = newline && log_reread(text, &recent->line);
     /* Not kept before the committer runs: replay may yet cut the line off, and another follow. */
     recent->offset = is_valid && store->committer_runs ? offset : 0;
     if (is_valid) return &recent->line;
     int error = n < 0 ? errno : EIO;
-    if (!store->read_failure_told)
+    if (n >= 0) {
+        lose_by_reading(store);
+    } else if (!store->read_failure_told) {
         tell(LOG_NAME ": cannot read the record at byte ", DECIMAL(offset),
-             " back: ", n < 0 ? strerror(error) : "it has changed on disk");
-    store->read_failure_told = true;
+             " back: ", strerror(error));
+        store->read_failure_told = true;
+    }
     errno = error;
     return NULL;
 }
@@ -187,6 +238,11 @@ static enum store_result find_durable(struct store *store, struct slice room, ui
         if (!line) return STORE_UNAVAILABLE;
         if (key) *key = line->key;
         if (slice_equal(line->room, room)) return STORE_OK;
+        if (!table_confuses(&store->durable, hash, table_hash(store->key, line->room))) {
+            lose_by_reading(store); /* the index did not mean that room */
+            errno = EIO;
+            return STORE_UNAVAILABLE;
+        }
     }
     return STORE_NONE;
 }
@@ -211,12 +267,26 @@ static bool is_in_batch(const struct batch *batch, struct slice room, uint64_t h
 struct waiting {
     uint64_t hash, offset; /* offset 0: none */
     uint64_t certified;    /* C as it was before this line */
+    uint64_t batch;        /* BATCH of the line before this one */
+};
+
+/* What stands at and after the first bad line. A crash leaves a part of the last batch there, and
+ * nothing else: a line of another one, whole and at the start of a line, was put there by somebody. */
+struct rest {
+    uint64_t bad;       /* where it begins */
+    uint64_t batch;     /* BATCH of the last line before it */
+    uint64_t highest;   /* the highest BATCH of a line that certifies; 0: none */
+    uint64_t head;      /* where a log's first line stands; 0: nowhere. So for the next two: */
+    uint64_t stranger;  /* a line that was written for another place */
+    uint64_t converted; /* a line that is valid but for a CR at its end */
+    uint64_t foreign, foreign_end; /* BATCH of the last line of another batch, and its end */
 };
 
 /* Records are indexed a little late: by then the memory that the index needs for one, anywhere in
  * hundreds of megabytes, has come into the cache. */
 struct replay {
     struct store *store;
+    struct rest rest; /* once there is a bad line */
     struct log_reader reader;
     bool is_broken;       /* going on behind a bad line, where lines need not follow one another */
     struct log_line line; /* the last one judged */
@@ -254,6 +324,7 @@ static int index_later(struct replay *replay, struct waiting next) {
     if (twin == STORE_OK) {
         replay->end = record.offset;
         replay->certified = record.certified;
+        replay->batch = record.batch;
         return LOG_ROOM_TWICE;
     }
     if (table_reserve(durable, record.hash) < 0) {
@@ -286,19 +357,26 @@ static void certify(const struct log_span *span, enum log_fault fault, const str
     if (before > *certified) *certified = before;
 }
 
+/* Takes a line apart, wherever it stands. */
+static enum log_fault parse_span(const struct log_span *span, struct log_line *line) {
+    *line = (struct log_line){.batch = 0};
+    return span->is_whole ? log_parse(span->text, line) : LOG_NOT_A_LINE;
+}
+
 /* Judges a line in its place and, if it is valid and holds a record, has that indexed. Returns the
  * fault of the first bad line (LOG_VALID if there is none), which is this one or one that waited
  * and is where the valid lines end now; or -1 with errno set. */
 static int admit(struct replay *replay, const struct log_span *span) {
     struct log_line *line = &replay->line;
-    enum log_fault fault = span->is_whole ? log_parse(span->text, line) : LOG_NOT_A_LINE;
+    enum log_fault fault = parse_span(span, line);
     if (fault != LOG_VALID) return (int)fault;
     bool follows = line->batch == span->offset || (line->batch == replay->batch && !line->is_seal);
     if (!follows && !replay->is_broken) return LOG_BAD_BATCH;
     if (!line->is_seal) {
         uint64_t hash = table_hash(replay->store->key, line->room);
         table_prefetch(&replay->store->durable, hash);
-        int result = index_later(replay, (struct waiting){hash, span->offset, replay->certified});
+        int result = index_later(
+            replay, (struct waiting){hash, span->offset, replay->certified, replay->batch});
         if (result != LOG_VALID) return result;
     }
     replay->batch = line->batch;
@@ -308,20 +386,86 @@ static int admit(struct replay *replay, const struct log_span *span) {
     return LOG_VALID;
 }
 
-/* Looks in and behind a bad line, which the reader has yet to give, for lines that certify it: at
- * any offset, since bytes may have been lost or added. Returns 0 at the end of the log, with
- * *highest the highest BATCH found (0 if none), or -1 with errno set. */
-static int find_highest_batch(struct log_reader *reader, uint64_t *highest) {
+/* Whether a line begins at an offset in the part of the log that is valid. */
+static bool begins_line(const struct store *store, uint64_t offset) {
+    char bytes[LOG_LINE_MAX_BYTES];
+    struct log_line line;
+    ssize_t n = log_read_at(store->place.log_fd, bytes, sizeof bytes, offset);
+    const char *newline = n > 0 ? memchr(bytes, '\n', (size_t)n) : NULL;
+    return newline &&
+           log_parse((struct slice){bytes, (size_t)(newline - bytes)}, &line) == LOG_VALID;
+}
+
+/* Notes a whole line of another batch than the one that a crash may have torn. One such line alone
+ * can be what is left on the disk of a batch that failed and was cut off: its batch began where the
+ * line of a later one begins now. Two that follow each other, and of which the second neither goes on with the
+ * batch of the first nor begins one, cannot; nor can a seal that does not stand where it says. */
+static void note_foreign(const struct store *store, struct rest *rest, const struct log_span *span,
+                         const struct log_line *line) {
+    bool follows = rest->foreign_end == span->offset;
+    bool is_misplaced = follows && line->batch != rest->foreign && line->batch != span->offset;
+    bool is_seal_of_elsewhere = line->is_seal && line->batch != span->offset;
+    if (!rest->stranger &&
+        (is_misplaced || is_seal_of_elsewhere || !begins_line(store, line->batch)))
+        rest->stranger = span->offset;
+    rest->foreign = line->batch;
+    rest->foreign_end = span->offset + span->text.n + 1;
+}
+
+/* Takes a line at or after the first bad one into account; fault and line are what log_parse says of
+ * it. */
+static void weigh(const struct store *store, struct rest *rest, const struct log_span *span,
+                  enum log_fault fault, const struct log_line *line) {
+    struct log_line stripped;
+    struct slice text = span->text;
+    certify(span, fault, line, &rest->highest);
+    if (!span->is_whole || span->is_inside) return;
+    if (fault == LOG_VALID && line->batch != rest->batch && line->batch != rest->bad &&
+        line->batch <= rest->bad)
+        note_foreign(store, rest, span, line);
+    if (ends_in_cr(text)) {
+        text.n--;
+        if (!rest->converted && log_parse(text, &stripped) == LOG_VALID)
+            rest->converted = span->offset;
+    }
+    if (!rest->head && log_is_first_line(text)) rest->head = span->offset;
+}
+
+/* Weighs all from the bad line on, which the reader has yet to give, looking for lines at any
+ * offset, since bytes may have been lost or added. Returns 0 at the end of the log, or -1 with errno
+ * set. */
+static int weigh_rest(const struct store *store, struct rest *rest, struct log_reader *reader) {
     struct log_span span;
     struct log_line line;
     int got;
-    *highest = 0;
     while ((got = log_read_line(reader, &span)) > 0) {
-        enum log_fault fault = span.is_whole ? log_parse(span.text, &line) : LOG_NOT_A_LINE;
-        certify(&span, fault, &line, highest);
+        enum log_fault fault = parse_span(&span, &line);
+        weigh(store, rest, &span, fault, &line);
         if (fault != LOG_VALID) log_look_inside(reader, &span);
     }
     return got;
+}
+
+/* What the rest shows to be no crash's work: a sentence about the byte at *at, with the way out, or
+ * NULL. */
+static const char *find_cause(const struct rest *rest, uint64_t *at) {
+    const struct {
+        uint64_t at;
+        const char *text;
+    } causes[] = {
+        {rest->head, "a second log begins here: somebody has put two logs into one file. Cut them "
+                     "apart here, and merge them by export and import"},
+        {rest->converted, "lines end in CR LF from here on: a program has converted them. check "
+                          "--salvage saves the records"},
+        {rest->stranger, "the line here is whole, but was written for another place: somebody has "
+                         "put lines together. check --salvage saves the records; export and import "
+                         "merge logs"},
+    };
+    for (size_t i = 0; i < sizeof causes / sizeof *causes; i++) {
+        *at = causes[i].at;
+        if (*at > 0) return causes[i].text;
+    }
+    return NULL;
 }
 
 /* Moves the bytes from `from` to the end into a new file keys.log.torn-OFFSET and makes that
@@ -334,17 +478,17 @@ static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, str
     do {
         size_t n = text_join(name, sizeof name, LOG_NAME ".torn-", DECIMAL(from));
         if (number > 1) text_join(name + n, sizeof name - n, ".", DECIMAL(number));
-        fd = openat(store->dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        fd = openat(store->place.dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     } while (fd < 0 && errno == EEXIST && ++number <= 1000);
     if (fd < 0) return text_fail(why, name, ": cannot save the torn tail: ", strerror(errno));
-    log_give_to_owner(store->dir_fd, fd);
-    if (log_copy(store->log_fd, fd, from, size, 0) == 0 && log_sync_all(fd) == 0 &&
-        log_sync_all(store->dir_fd) == 0) {
+    log_give_to_owner(store->place.dir_fd, fd);
+    if (log_copy(store->place.log_fd, fd, from, size, 0) == 0 && log_sync_all(fd) == 0 &&
+        log_sync_all(store->place.dir_fd) == 0) {
         tell(LOG_NAME ": a crash left a torn tail of ", DECIMAL(size - from), " bytes at byte ",
              DECIMAL(from), ", never acknowledged: moved to ", name);
     } else {
         result = text_fail(why, name, ": cannot save the torn tail: ", strerror(errno));
-        unlinkat(store->dir_fd, name, 0);
+        unlinkat(store->place.dir_fd, name, 0);
     }
     close(fd);
     return result;
@@ -353,19 +497,24 @@ static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, str
 /* Decides what the bad line at replay->end means, and repairs a torn tail. */
 static int repair(struct replay *replay, enum log_fault fault, struct text_why why) {
     struct store *store = replay->store;
-    uint64_t bad = replay->end, highest;
+    uint64_t bad = replay->end, at;
+    struct rest rest = {.bad = bad, .batch = replay->batch};
     if (fault == LOG_NEWER)
         return text_fail(why, LOG_NAME ": byte ", DECIMAL(bad), ": ", log_fault_text(fault));
     struct log_reader reader = {
-        .fd = store->log_fd, .buffer = replay->reader.buffer, .offset = bad};
-    if (find_highest_batch(&reader, &highest) < 0)
+        .fd = store->place.log_fd, .buffer = replay->reader.buffer, .offset = bad};
+    if (weigh_rest(store, &rest, &reader) < 0)
         return text_fail(why, LOG_NAME ": ", strerror(errno));
-    if (highest > bad)
+    const char *cause = find_cause(&rest, &at);
+    if (cause)
+        return text_fail(why, LOG_NAME ": byte ", DECIMAL(at), ": ", cause,
+                         "; nothing has been changed");
+    if (rest.highest > bad)
         return text_fail(why, LOG_NAME ": damaged at byte ", DECIMAL(bad), ": ",
                          log_fault_text(fault), ", but what follows shows that it was on disk; ",
                          "nothing has been changed");
     if (save_torn_tail(store, bad, reader.offset, why) < 0) return -1;
-    if (log_cut(store->log_fd, bad) == 0) return 0;
+    if (log_cut(store->place.log_fd, bad) == 0) return 0;
     return text_fail(why, LOG_NAME ": cannot cut the torn tail: ", strerror(errno));
 }
 
@@ -374,7 +523,7 @@ static int begin_replay(struct replay *replay, struct store *store, struct text_
     char *buffer = malloc(LOG_READ_BUFFER_BYTES);
     *replay = (struct replay){
         .store = store,
-        .reader = {.fd = store->log_fd, .buffer = buffer, .offset = LOG_FIRST_LINE_BYTES},
+        .reader = {.fd = store->place.log_fd, .buffer = buffer, .offset = LOG_FIRST_LINE_BYTES},
         .certified = LOG_FIRST_LINE_BYTES,
         .end = LOG_FIRST_LINE_BYTES,
         .seal_end = LOG_FIRST_LINE_BYTES, /* an empty log needs none */
@@ -394,32 +543,80 @@ static int admit_all(struct replay *replay) {
     return late == LOG_VALID ? fault : late;
 }
 
+/* Whether an error says that there is no space for a write. */
+static bool is_no_space(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
+
+/* Writes the log's end from `from` on over itself, and syncs it. Returns 0, or -1 with errno set. */
+static int rewrite_end(struct store *store, uint64_t from, uint64_t end) {
+    int fd = store->place.log_fd;
+    return log_copy(fd, fd, from, end, from) < 0 ? -1 : log_sync_data(fd);
+}
+
+/* Brings the log to disk to its end, whatever of it was not. A seal alone may wait for space, which
+ * a copy-on-write file system needs even for that: no acknowledgement rests on it. */
+static int secure_end(struct store *store, const struct replay *replay, struct text_why why) {
+    uint64_t end = replay->end, from = replay->certified;
+    bool is_sealed = replay->seal_end == end;
+    int fd = store->place.log_fd;
+    if (rewrite_end(store, from, end) == 0) {
+        from = end;
+    } else if (is_sealed && is_no_space(errno)) {
+        tell(LOG_NAME ": no space even for its last line: sets are refused while that lasts");
+        store->rewrite_from = from;
+        store->is_short_of_space = true;
+    } else {
+        return text_fail(why,
+                         LOG_NAME ": cannot bring the last batch to disk again: ", strerror(errno));
+    }
+    if (log_sync_all(store->place.dir_fd) < 0)
+        return text_fail(why, "cannot sync the directory: ", log_sync_error(errno));
+    if (log_read_end(fd, end, &store->end) < 0)
+        return text_fail(why, LOG_NAME ": ", strerror(errno));
+    store->open->start = store->log_bytes = end;
+    store->open->base = from;
+    store->sealed = is_sealed;
+    return 0;
+}
+
 /* Reads the log into the index and leaves it whole, on disk to its end, and ready to append to. */
 static int replay_log(struct store *store, struct text_why why) {
     struct replay replay;
     if (begin_replay(&replay, store, why) < 0) return -1;
-    posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+    posix_fadvise(store->place.log_fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     int fault = admit_all(&replay), result = 0;
-    posix_fadvise(store->log_fd, 0, 0, POSIX_FADV_NORMAL);
+    posix_fadvise(store->place.log_fd, 0, 0, POSIX_FADV_NORMAL);
     if (fault < 0) result = text_fail(why, LOG_NAME ": ", strerror(errno));
     if (fault > LOG_VALID) result = repair(&replay, (enum log_fault)fault, why);
     free(replay.reader.buffer);
-    if (result < 0) return -1;
-    uint64_t end = replay.end;
-    if (log_copy(store->log_fd, store->log_fd, replay.certified, end, replay.certified) < 0 ||
-        log_sync_data(store->log_fd) < 0 || log_sync_all(store->dir_fd) < 0)
-        return text_fail(why,
-                         LOG_NAME ": cannot bring the last batch to disk again: ", strerror(errno));
-    store->open->start = store->open->base = store->log_bytes = end;
-    store->sealed = replay.seal_end == end;
-    return 0;
+    return result < 0 ? -1 : secure_end(store, &replay, why);
 }
 
 /* The directory's lock is there before the log is. The log's own is for a log that is in two
  * directories, by a hard link or a mount. */
 static int lock(int fd, struct text_why why) {
     if (flock(fd, LOCK_EX | LOCK_NB) == 0) return 0;
-    return text_fail(why, errno == EWOULDBLOCK ? "in use by another roomkeyd" : strerror(errno));
+    if (errno == EWOULDBLOCK) return text_fail(why, "in use by another roomkeyd");
+    bool is_unknown = errno == ENOSYS || errno == ENOLCK || errno == EOPNOTSUPP || errno == EINVAL;
+    return text_fail(why, "cannot lock the directory and the log in it: ", strerror(errno),
+                     is_unknown ? " (the file system has no locks, or they are turned off; without "
+                                  "one two servers could set one room)"
+                                : "");
+}
+
+/* Leaves the mark beside a log that has none yet, and makes sure that the log is where it should be,
+ * so that whatever is done to it from now on is seen. */
+static int guard_log(struct store *store, struct text_why why) {
+    if (log_leave_mark(store->place.dir_fd) < 0) {
+        if (!is_no_space(errno))
+            return text_fail(why, LOG_MARK_NAME ": cannot make it: ", log_sync_error(errno));
+        tell(LOG_NAME ": no space for " LOG_MARK_NAME " beside it: the next start will try again");
+    }
+    store->place.is_comparable = log_is_comparable(&store->place);
+    if (!store->place.is_comparable)
+        tell(LOG_NAME ": this file system numbers its files differently at each look: if another "
+                      "file takes the place of the log, that is not seen");
+    const char *change = log_find_change(&store->place, &store->end);
+    return change ? text_fail(why, LOG_NAME ": ", change, ", while it was read") : 0;
 }
 
 /* ------------------------------------------------------------------------ the committer */
@@ -427,30 +624,58 @@ static int lock(int fd, struct text_why why) {
 /* Whether a batch, which is not empty, is a seal and nothing else. That is not synced. */
 static bool is_seal(const struct batch *batch) { return batch->entry_count == 0; }
 
-/* One batch onto the disk. Reports what goes wrong, and cuts the log back to where the batch
- * began. */
-static enum outcome commit(struct store *store, const struct batch *batch) {
+/* Looks whether the log is still what this store left. Returns false when it is lost. */
+static bool look(struct store *store) {
+    if (is_lost(store)) return false;
+    const char *change = log_find_change(&store->place, &store->end);
+    if (change) lose(store, change);
+    return !change;
+}
+
+/* The note that a lost log asks for. */
+static void leave_note(struct store *store) {
+    char line[256];
+    text_join(line, sizeof line, LOG_NAME ": ", store->lost);
+    if (log_leave_note(store->place.dir_fd, line) < 0)
+        tell(LOG_NAME ": cannot make " LOG_NOTE_NAME ": ", strerror(errno),
+             ": do not start again before the right log is back");
+    store->has_left_note = true;
+}
+
+/* Writes and syncs a batch. Returns 0, or -1 with errno set; *is_written says how far it came. */
+static int write_batch(struct store *store, const struct batch *batch, bool *is_written) {
     struct slice bytes = {batch->bytes, batch->size};
-    struct stat status;
-    bool is_written = log_write_at(store->log_fd, bytes, batch->start) == 0;
-    bool is_full = !is_written && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG);
-    bool is_done = is_written && (is_seal(batch) || log_sync_data(store->log_fd) == 0);
-    /* Somebody may have put another log in its place while we run: what is written to a file that
-     * has no name is on disk, and gone with this process. */
-    if (is_done && fstat(store->log_fd, &status) == 0 && status.st_nlink == 0) {
-        tell(LOG_NAME ": has been removed: sets are refused until restart");
-        return DISK_FAILED;
+    *is_written = false;
+    if (store->rewrite_from > 0 && rewrite_end(store, store->rewrite_from, batch->start) < 0)
+        return -1;
+    store->rewrite_from = 0;
+    if (log_write_at(store->place.log_fd, bytes, batch->start) < 0) return -1;
+    *is_written = true;
+    return is_seal(batch) ? 0 : log_sync_data(store->place.log_fd);
+}
+
+/* One batch onto the disk, between two looks at the log: nothing is written into a stranger, and
+ * nothing that was is acknowledged. Reports what goes wrong, and cuts the log back to where the
+ * batch began. */
+static enum outcome commit(struct store *store, const struct batch *batch) {
+    bool is_written;
+    if (!look(store)) return DISK_FAILED;
+    if (write_batch(store, batch, &is_written) == 0) {
+        log_append_end(&store->end, (struct slice){batch->bytes, batch->size});
+        if (!look(store)) return DISK_FAILED;
+        if (store->is_short_of_space && !is_seal(batch)) {
+            tell(LOG_NAME ": there is space again, sets are taken");
+            store->is_short_of_space = false;
+        }
+        return COMMITTED;
     }
-    if (is_done && store->is_short_of_space && !is_seal(batch)) {
-        tell(LOG_NAME ": there is space again, sets are taken");
-        store->is_short_of_space = false;
-    }
-    if (is_done) return COMMITTED;
+    bool is_full = !is_written && is_no_space(errno);
     if (!is_full || !store->is_short_of_space)
         tell(LOG_NAME, is_written ? ": fdatasync: " : ": write: ", strerror(errno),
              ": sets are refused ", is_full ? "while that lasts" : "until restart");
     store->is_short_of_space = is_full;
-    if (log_cut(store->log_fd, batch->start) == 0) return is_full ? NOT_COMMITTED : DISK_FAILED;
+    if (log_cut(store->place.log_fd, batch->start) == 0)
+        return is_full ? NOT_COMMITTED : DISK_FAILED;
     tell(LOG_NAME ": ftruncate: ", strerror(errno), ": sets are refused until restart");
     return DISK_FAILED;
 }
@@ -470,35 +695,59 @@ static void take_open_batch(struct store *store) {
 /* Whether the committer may take the open batch: not behind one that failed, since it was written
  * for the place behind that. Under lock. */
 static bool may_take(const struct store *store) {
-    return store->is_offered && !store->committing &&
+    return store->is_offered && !store->committing && !store->lost &&
            !(store->settled && store->outcome != COMMITTED);
+}
+
+/* Waits for a batch to commit, but not for ever. Returns it, or NULL when it is time to look at the
+ * log: a while has passed, the log is lost and a note is due, or (*is_last) there will be no batch
+ * any more. */
+static struct batch *wait_for_batch(struct store *store, bool *is_last) {
+    int64_t until_us = clock_us() + LOOK_AFTER_MS * 1000;
+    struct timespec until = {(time_t)(until_us / 1000000), (long)(until_us % 1000000) * 1000};
+    int timed_out = 0;
+    pthread_mutex_lock(&store->lock);
+    while (!store->committing && !may_take(store) && !store->stopping && !timed_out &&
+           (!store->lost || store->has_left_note))
+        timed_out = pthread_cond_timedwait(&store->work, &store->lock, &until);
+    if (may_take(store)) take_open_batch(store);
+    struct batch *batch = store->committing;
+    *is_last = store->stopping;
+    pthread_mutex_unlock(&store->lock);
+    return batch;
+}
+
+/* Commits a batch, and gives it to the owner to collect. */
+static void settle_batch(struct store *store, struct batch *batch) {
+    int64_t begun_us = clock_us();
+    enum outcome outcome = commit(store, batch);
+    batch->commit_us = clock_us() - begun_us;
+    store->is_over = store->is_over || outcome == DISK_FAILED;
+
+    pthread_mutex_lock(&store->lock);
+    while (store->settled) pthread_cond_wait(&store->work, &store->lock);
+    store->committing = NULL;
+    store->settled = batch;
+    store->outcome = outcome;
+    pthread_cond_signal(&store->idle);
+    pthread_mutex_unlock(&store->lock);
+    /* Should this fail, COMMIT_RECHECK_MS brings the owner round all the same. */
+    eventfd_write(store->event_fd, 1);
 }
 
 static void *committer_main(void *argument) {
     struct store *store = argument;
-    for (;;) {
-        pthread_mutex_lock(&store->lock);
-        while (!store->committing && !may_take(store) && !store->stopping)
-            pthread_cond_wait(&store->work, &store->lock);
-        if (may_take(store)) take_open_batch(store);
-        struct batch *batch = store->committing;
-        pthread_mutex_unlock(&store->lock);
-        if (!batch) return NULL;
-
-        int64_t begun_us = clock_us();
-        enum outcome outcome = commit(store, batch);
-        batch->commit_us = clock_us() - begun_us;
-
-        pthread_mutex_lock(&store->lock);
-        while (store->settled) pthread_cond_wait(&store->work, &store->lock);
-        store->committing = NULL;
-        store->settled = batch;
-        store->outcome = outcome;
-        pthread_cond_signal(&store->idle);
-        pthread_mutex_unlock(&store->lock);
-        /* Should this fail, COMMIT_RECHECK_MS brings the owner round all the same. */
-        eventfd_write(store->event_fd, 1);
+    bool is_last = false;
+    while (!is_last) {
+        struct batch *batch = wait_for_batch(store, &is_last);
+        if (batch)
+            settle_batch(store, batch);
+        else if (!store->is_over)
+            look(store);
+        if (is_lost(store) && !store->has_left_note) leave_note(store);
+        is_last = is_last && !batch;
     }
+    return NULL;
 }
 
 static int start_committer(struct store *store, struct text_why why) {
@@ -556,7 +805,7 @@ static void abandon(struct store *store, struct batch *batch) {
 /* Offers the open batch; if nothing is committing the committer has to be woken to see it. */
 static void offer(struct store *store) {
     pthread_mutex_lock(&store->lock);
-    store->is_offered = store->open->size > 0;
+    store->is_offered = store->open->size > 0 && !store->lost;
     bool is_waiting = may_take(store);
     if (is_waiting) take_open_batch(store); /* before it grows further: a seal must stay alone */
     pthread_mutex_unlock(&store->lock);
@@ -584,20 +833,25 @@ static void seal(struct store *store) {
 /* A store with its directory open, and nothing else yet. Returns NULL with the reason. */
 static struct store *make_store(const char *dir, struct text_why why) {
     struct store *store = calloc(1, sizeof *store);
+    pthread_condattr_t monotonic;
     if (!store) {
         text_fail(why, "out of memory");
         return NULL;
     }
-    store->dir_fd = store->log_fd = store->event_fd = -1;
+    store->place = (struct log_place){.dir = dir, .dir_fd = -1, .log_fd = -1};
+    store->event_fd = -1;
     store->open = &store->batches[0];
     store->open->number = 1;
     pthread_mutex_init(&store->lock, NULL);
-    pthread_cond_init(&store->work, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&store->work, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     pthread_cond_init(&store->idle, NULL);
     for (int i = 0; i < 3; i++) store->batches[i].index.is_small = true;
     if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key)
         text_fail(why, "getrandom: ", strerror(errno));
-    else if ((store->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+    else if ((store->place.dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
         text_fail(why, strerror(errno));
     else
         return store;
@@ -614,10 +868,10 @@ static struct text_why about(const char *dir, char *why, size_t why_size) {
 struct store *store_open(const char *dir, char *why, size_t why_size) {
     struct text_why reason = about(dir, why, why_size);
     struct store *store = make_store(dir, reason);
-    if (store && lock(store->dir_fd, reason) == 0 &&
-        (store->log_fd = log_open(store->dir_fd, O_RDWR, reason)) >= 0 &&
-        lock(store->log_fd, reason) == 0 && replay_log(store, reason) == 0 &&
-        start_committer(store, reason) == 0)
+    if (store && lock(store->place.dir_fd, reason) == 0 &&
+        (store->place.log_fd = log_open(store->place.dir_fd, reason)) >= 0 &&
+        lock(store->place.log_fd, reason) == 0 && replay_log(store, reason) == 0 &&
+        guard_log(store, reason) == 0 && start_committer(store, reason) == 0)
         return store;
     if (store) store_close(store);
     return NULL;
@@ -689,46 +943,58 @@ void store_hand_over(struct store *store) {
 
 int store_event_fd(const struct store *store) { return store->event_fd; }
 
-/* A failed batch takes the open one with it, which was written for the place behind it. Under
- * lock. */
-static void abandon_settled(struct store *store, struct store_settled *settled) {
+/* Gives up what has not settled: the batch that failed, if there is one, and the open one, which was
+ * written for the place after it. (One that is committing when the log is lost follows as soon as
+ * the committer is done with it.) Under lock. */
+static void abandon_unsettled(struct store *store, struct store_settled *settled) {
     struct batch *batch = store->settled, *open = store->open;
-    store->failed = store->failed || store->outcome == DISK_FAILED;
-    *settled = (struct store_settled){open->number, false, batch->entry_count, batch->commit_us};
-    abandon(store, batch);
+    *settled = (struct store_settled){.up_to = open->number};
+    if (batch) {
+        store->failed = store->failed || store->outcome == DISK_FAILED;
+        settled->sets = batch->entry_count;
+        settled->commit_us = batch->commit_us;
+        open->start = batch->start;
+        open->base = batch->base;
+        /* By the unsynced seal before it, which no other one may certify. */
+        if (batch->base < batch->start) store->sealed = true;
+        abandon(store, batch);
+    }
+    store->failed = store->failed || store->lost;
+    store->has_lost_log = store->lost != NULL;
     abandon(store, open);
     open->number++;
-    open->start = batch->start;
-    open->base = batch->base;
     store->is_offered = false;
-    /* By the unsynced seal before it, which no other one may certify. */
-    if (batch->base < batch->start) store->sealed = true;
+}
+
+/* Moves what is on disk to the index. */
+static void index_settled(struct store *store, struct batch *batch) {
+    for (size_t i = 0; i < batch->entry_count; i++) {
+        size_t later = i + COLLECT_AHEAD;
+        if (later < batch->entry_count) table_prefetch(&store->durable, batch->entries[later].hash);
+        table_insert(&store->durable, batch->entries[i].hash, batch->entries[i].offset);
+    }
+    store->log_bytes = batch->start + batch->size;
+    reset_batch(batch);
 }
 
 bool store_collect(struct store *store, struct store_settled *settled) {
     pthread_mutex_lock(&store->lock);
     struct batch *batch = store->settled;
-    if (batch && store->outcome == COMMITTED) {
+    bool is_newly_lost = store->lost && !store->has_lost_log, has_news = batch || is_newly_lost;
+    if (batch && store->outcome == COMMITTED && !store->lost) {
         pthread_mutex_unlock(&store->lock); /* its bytes and entries are at rest */
-        for (size_t i = 0; i < batch->entry_count; i++) {
-            size_t later = i + COLLECT_AHEAD;
-            if (later < batch->entry_count)
-                table_prefetch(&store->durable, batch->entries[later].hash);
-            table_insert(&store->durable, batch->entries[i].hash, batch->entries[i].offset);
-        }
         *settled =
             (struct store_settled){batch->number, true, batch->entry_count, batch->commit_us};
-        store->log_bytes = batch->start + batch->size;
-        reset_batch(batch);
+        index_settled(store, batch);
         pthread_mutex_lock(&store->lock);
-    } else if (batch) {
-        abandon_settled(store, settled);
+    } else if (has_news) {
+        abandon_unsettled(store, settled);
     }
     store->settled = NULL;
     bool has_next = store->committing || store->is_offered;
     pthread_mutex_unlock(&store->lock);
     if (batch && has_next) pthread_cond_signal(&store->work); /* it may wait for this slot */
-    return batch != NULL;
+    return has_news;
 }
 
 int store_tick(struct store *store, int64_t now_ms) {
@@ -749,6 +1015,8 @@ int store_tick(struct store *store, int64_t now_ms) {
 }
 
 bool store_has_failed(const struct store *store) { return store->failed; }
+
+bool store_has_lost_log(const struct store *store) { return store->has_lost_log; }
 
 uint64_t store_key_ids(const struct store *store) { return store->durable.count; }
 
@@ -779,14 +1047,14 @@ static void stop_committer(struct store *store) {
 
 int store_close(struct store *store) {
     if (store->committer_runs) stop_committer(store);
-    int result = store->failed ? -1 : 0;
+    int result = store->failed || store->lost ? -1 : 0;
     for (int i = 0; i < 3; i++) {
         free(store->batches[i].bytes);
         free(store->batches[i].entries);
         table_free(&store->batches[i].index);
     }
     table_free(&store->durable);
-    int fds[] = {store->event_fd, store->log_fd, store->dir_fd};
+    int fds[] = {store->event_fd, store->place.log_fd, store->place.dir_fd};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0) close(fds[i]);
     pthread_cond_destroy(&store->idle);
@@ -815,15 +1083,28 @@ static int judge(struct replay *replay, const struct log_span *span) {
     return fault == LOG_VALID ? index_waiting(replay) : fault;
 }
 
+/* As judge, of a line after the first bad one (or that one itself): also valid is what would be but
+ * for a CR at its end. */
+static int judge_rest(struct replay *replay, const struct log_span *span) {
+    struct log_line line;
+    struct log_span stripped = *span;
+    enum log_fault alone = parse_span(span, &line);
+    weigh(replay->store, &replay->rest, span, alone, &line);
+    stripped.text.n -= ends_in_cr(span->text);
+    bool is_converted = alone != LOG_VALID && parse_span(&stripped, &line) == LOG_VALID;
+    return judge(replay, is_converted ? &stripped : span);
+}
+
 /* Judges one line and counts it. Returns 0, or -1 with errno set. */
 static int inspect_line(struct replay *replay, struct store_inspection *inspection,
                         const struct log_span *span) {
-    int fault = judge(replay, span);
+    int fault = replay->is_broken ? judge_rest(replay, span) : judge(replay, span);
     if (fault > LOG_VALID && !replay->is_broken) {
         inspection->fault = log_fault_text((enum log_fault)fault);
         inspection->fault_offset = span->offset;
         replay->is_broken = true;
-        if (fault == LOG_BAD_BATCH) fault = judge(replay, span); /* what is wrong is before it */
+        replay->rest = (struct rest){.bad = span->offset, .batch = replay->batch};
+        fault = judge_rest(replay, span); /* what is wrong may be before it, or but a CR */
     }
     if (fault < 0) return -1;
     if (fault != LOG_VALID) {
@@ -836,31 +1117,40 @@ static int inspect_line(struct replay *replay, struct store_inspection *inspecti
     return visit_record(inspection, &replay->line);
 }
 
+/* Reads a log to its end; head_fault is what is wrong with its first line. */
 static int inspect_log(struct store *store, struct store_inspection *inspection,
-                       struct text_why why) {
+                       const char *head_fault, struct text_why why) {
     struct replay replay;
     struct log_span span;
     int got = 1;
     if (begin_replay(&replay, store, why) < 0) return -1;
+    if (head_fault) {
+        inspection->fault = head_fault;
+        replay.reader.offset = 0;
+        replay.is_broken = true;
+    }
     while (got > 0 && (inspection->limit == 0 || replay.reader.offset < inspection->limit) &&
            (got = log_read_line(&replay.reader, &span)) > 0)
         if (inspect_line(&replay, inspection, &span) < 0) got = -1;
     inspection->size = replay.reader.offset;
-    if (got < 0 || log_sync_data(store->log_fd) < 0)
+    if (got < 0 || log_sync_seen(store->place.log_fd) < 0)
         got = text_fail(why, LOG_NAME ": ", strerror(errno));
     free(replay.reader.buffer);
     if (!inspection->fault) inspection->fault_offset = inspection->size;
-    inspection->is_damaged = inspection->fault_offset < replay.certified;
+    inspection->cause = find_cause(&replay.rest, &inspection->cause_offset);
+    inspection->is_damaged =
+        head_fault || inspection->cause || inspection->fault_offset < replay.certified;
     return got < 0 ? -1 : 0;
 }
 
 int store_inspect(const char *dir, struct store_inspection *inspection, char *why,
                   size_t why_size) {
+    const char *head_fault;
     struct text_why reason = about(dir, why, why_size);
     struct store *store = make_store(dir, reason);
     if (!store) return -1;
-    store->log_fd = log_open(store->dir_fd, O_RDONLY, reason);
-    int result = store->log_fd < 0 ? -1 : inspect_log(store, inspection, reason);
+    store->place.log_fd = log_open_to_look(store->place.dir_fd, &head_fault, reason);
+    int result = store->place.log_fd < 0 ? -1 : inspect_log(store, inspection, head_fault, reason);
     store_close(store);
     return result;
 }

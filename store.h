@@ -34,9 +34,9 @@ enum store_result {
     STORE_UNAVAILABLE, /* a failed disk, a record that cannot be read back, or no memory */
 };
 
-/* Opens dir: takes the directory's lock, makes the log if there is none, replays it, repairs a torn
- * tail (reported on standard error), makes sure that all that was read is on disk, and starts the
- * committer. Blocks. Returns the store, or NULL with the reason in why. */
+/* Opens dir, whose path is to live as long as the store: takes the directory's lock, makes the log
+ * if there never was one, replays it, repairs a torn tail (reported on standard error), makes sure
+ * that all that was read is on disk, and starts the committer. Blocks. Returns the store, or NULL with the reason in why. */
 struct store *store_open(const char *dir, char *why, size_t why_size);
 
 /* Takes the key ID of a room into the open batch. Never waits for a sync; reads back one record
@@ -78,8 +78,11 @@ bool store_collect(struct store *store, struct store_settled *settled);
  * only a set or a commit can make that necessary. Never blocks. */
 int store_tick(struct store *store, int64_t now_ms);
 
-/* Whether sets are refused until the directory is opened again, because the disk failed. */
+/* Whether sets are refused until the directory is opened again, because the disk failed or the log
+ * is lost; whether it is lost: what is open, or stands under its name, is no longer what this store
+ * left. The committer looks with every batch, and once a second while there is none. */
 bool store_has_failed(const struct store *store);
+bool store_has_lost_log(const struct store *store);
 
 /* How many rooms have a key ID that is on disk, and how long the log is that says so, in bytes. */
 uint64_t store_key_ids(const struct store *store);
@@ -105,11 +108,13 @@ struct store_inspection {
     uint64_t records_after; /* and behind it */
     const char *fault;      /* what is wrong with the first bad line, NULL if there is none */
     uint64_t fault_offset;  /* where that begins; size if there is none */
-    bool is_damaged;        /* it was on disk once; otherwise it is a torn tail */
+    bool is_damaged;        /* no crash leaves a log like that; otherwise it is a torn tail */
+    const char *cause;      /* what somebody has done to it, with the way out; NULL: not known */
+    uint64_t cause_offset;  /* where that shows */
 };
 
-/* Reads the log in dir to its end, and syncs it, so that what was seen is not taken back by a
- * crash. Blocks. Returns 0, or -1 with the reason in why: it cannot be read, or visit gave up. */
+/* Reads the log in dir to its end, also past a bad line, be it the first one; and syncs it, so that
+ * what was seen is not taken back by a crash. Blocks. Returns 0, or -1 with the reason in why: it cannot be read, or visit gave up. */
 int store_inspect(const char *dir, struct store_inspection *inspection, char *why, size_t why_size);
 
 #endif

@@ -168,6 +168,10 @@ void table_insert(struct table *table, uint64_t hash, uint64_t value) {
     table->count++;
 }
 
+bool table_confuses(const struct table *table, uint64_t a, uint64_t b) {
+    return part_of(table, a) == part_of(table, b) && (uint32_t)a == (uint32_t)b;
+}
+
 struct table_search table_find(const struct table *table, uint64_t hash) {
     static const struct table_slot nothing;
     const struct table_part *part = &table->parts[part_of(table, hash)];

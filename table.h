@@ -54,6 +54,9 @@ void table_release(struct table *table, uint64_t hash);
  * side; the owner has already made sure that the key itself is new. value < UINT64_MAX. */
 void table_insert(struct table *table, uint64_t hash, uint64_t value);
 
+/* Whether the table cannot tell two hashes apart: a search for one may find the other's value. */
+bool table_confuses(const struct table *table, uint64_t a, uint64_t b);
+
 /* A search: the values whose keys may be the one that was hashed, in no particular order.
  *
  *     struct table_search search = table_find(table, hash);

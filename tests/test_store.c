@@ -128,15 +128,33 @@ void *__wrap_realloc(void *memory, size_t size);
 uint64_t __real_table_hash(struct table_key key, struct slice bytes);
 uint64_t __wrap_table_hash(struct table_key key, struct slice bytes);
 
+int __real_fstatat64(int dir, const char *name, struct stat *status, int flags);
+int __wrap_fstatat64(int dir, const char *name, struct stat *status, int flags);
+
 static off_t last_write_at;
 static bool hashes_collide;
+static bool numbers_are_unstable; /* of files that are looked up by name */
+static int look_error;            /* of such a look; 0: none */
+
+/* Somebody's deed, done once, while the next sync is made. */
+static void (*at_sync)(const char *path);
+static const char *at_sync_path;
 
 uint64_t __wrap_table_hash(struct table_key key, struct slice bytes) {
     return hashes_collide ? 7 : __real_table_hash(key, bytes);
 }
 
+/* Not what is made beside it: a mark, a note, a torn tail. */
+static bool is_log(int fd) {
+    char link[64], path[512];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    path[n > 0 ? n : 0] = '\0';
+    return !strstr(path, LOG_NAME ".");
+}
+
 ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset) {
-    last_write_at = offset;
+    if (is_log(fd)) last_write_at = offset;
     size_t n = allowed(PWRITE, size);
     return n ? __real_pwrite64(fd, bytes, n, offset) : -1;
 }
@@ -146,8 +164,22 @@ ssize_t __wrap_pread64(int fd, void *bytes, size_t size, off_t offset) {
     return n ? __real_pread64(fd, bytes, n, offset) : -1;
 }
 
+int __wrap_fstatat64(int dir, const char *name, struct stat *status, int flags) {
+    if (look_error) {
+        errno = look_error;
+        return -1;
+    }
+    int result = __real_fstatat64(dir, name, status, flags);
+    static ino_t moved;
+    if (numbers_are_unstable) status->st_ino += 1000 + ++moved;
+    return result;
+}
+
 int __wrap_fdatasync(int fd) {
     (void)fd;
+    void (*deed)(const char *path) = at_sync;
+    at_sync = NULL;
+    if (deed) deed(at_sync_path);
     return fails(FDATASYNC) ? -1 : 0;
 }
 
@@ -207,6 +239,7 @@ static struct {
     char dir[256];
     struct store *store; /* open, or NULL */
     char why[512];       /* if it could not be opened */
+    bool lost_collected; /* the loss of the log, before assert_lost */
     int epoll_fd;
     int true_stderr, captured;
     char bytes[FILE_MAX_BYTES + 1]; /* of the file that was read last */
@@ -218,7 +251,9 @@ static int set_up(void **state) {
     const char *parent = getenv("TMPDIR");
     snprintf(scene.dir, sizeof scene.dir, "%s/test_store.XXXXXX", parent ? parent : "/tmp");
     disarm();
-    hashes_collide = false;
+    hashes_collide = numbers_are_unstable = false;
+    look_error = 0;
+    scene.lost_collected = false;
     scene.store = NULL;
     scene.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     scene.true_stderr = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
@@ -313,12 +348,14 @@ static void assert_named_is(const char *name, struct slice expected) {
     if (expected.n > 0) assert_memory_equal(bytes.p, expected.p, expected.n);
 }
 
+/* Those in the directory, but for the mark that is born with a log and stays. */
 static unsigned count_files(void) {
     unsigned n = 0;
     struct dirent *entry;
     DIR *dir = opendir(scene.dir);
     assert_non_null(dir);
-    while ((entry = readdir(dir))) n += entry->d_name[0] != '.';
+    while ((entry = readdir(dir)))
+        n += entry->d_name[0] != '.' && strcmp(entry->d_name, LOG_MARK_NAME) != 0;
     closedir(dir);
     return n;
 }
@@ -898,12 +935,13 @@ static void a_batch_may_be_larger_than_any_other(void **state) {
 
 static void cut_at(size_t cut) {
     struct slice log = {sample.bytes, cut};
-    if (cut > 0 && cut < LOG_FIRST_LINE_BYTES) {
-        assert_refused(log, "not a log of roomkeyd's; it has not been touched");
+    if (cut < LOG_FIRST_LINE_BYTES) {
+        assert_refused(log, cut == 0 ? "keys.log: empty, which roomkeyd never leaves it"
+                                     : "keys.log: its first line is not that of a log");
         return;
     }
-    unsigned lines = cut == 0 ? 1 : line_of(cut - 1) + (sample.bytes[cut - 1] == '\n');
-    if (cut == 0 || sample.line_start[lines] == cut) {
+    unsigned lines = line_of(cut - 1) + (sample.bytes[cut - 1] == '\n');
+    if (sample.line_start[lines] == cut) {
         empty_dir();
         write_log(log);
         open_store();
@@ -935,7 +973,7 @@ static void change_byte(size_t at, char value) {
         assert_refused(log,
                        at >= LOG_FIRST_LINE_BYTES - 2 && is_number && strtoul(version, NULL, 10) > 1
                            ? "newer"
-                           : "not a log");
+                           : "keys.log: its ");
     } else if (at < sample.certified) {
         assert_damaged(log, sample.line_start[line]);
     } else {
@@ -1087,8 +1125,6 @@ static void a_tail_of_anything_is_torn(void **state) {
     }
     static const char *const lines[] = {
         "%" PRIx64 "\tS\t1\t-\troom\tk", /* a room twice, in a batch of its own */
-        "15\tS\t1\t-\tnew\tk",           /* of no batch */
-        "14\t-",                         /* a seal of another place */
         "%" PRIx64 "\tS\t1\t-\tnew",     /* too few fields */
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
@@ -1159,10 +1195,12 @@ static void a_start_that_could_not_look_at_all_is_none(void **state) {
             fired = faults[rows[i / 3].call].fired;
             disarm();
             said();
-            assert_int_equal(opened, !fired && i % 3 > 0);
+            /* The look at the end of a start may fail: by then all is known. */
+            assert_int_equal(opened, i % 3 > 0 && (!fired || opened));
+            if (opened) assert_key(i % 3 == 1 ? sample_rooms[0] : "room0", i % 3 == 1 ? "k0" : "k");
+            if (opened) assert_int_equal(close_store(), 0);
             if (i % 3 == 0) assert_named_is(LOG_NAME, damaged);
         }
-        if (scene.store) assert_int_equal(close_store(), 0);
     }
 }
 
@@ -1370,23 +1408,23 @@ static void a_directory_has_one_store(void **state) {
 
 static void what_is_no_log_is_left_alone(void **state) {
     (void)state;
-    assert_refused(SLICE("hello\n"), "not a log of roomkeyd's; it has not been touched");
-    assert_refused(SLICE("\n"), "not a log");
-    assert_refused(SLICE("\0\0\0\0"), "not a log");
-    assert_refused(SLICE("roomkeyd keys.log 1"), "not a log");
-    assert_refused(SLICE("roomkeyd keys.log 1\r\n"), "not a log");
-    assert_refused(SLICE("roomkeyd keys.log 01\n"), "not a log");
-    assert_refused(SLICE("roomkeyd keys.log \n"), "not a log");
+    static const char first_line[] =
+        "its first line is not that of a log; nothing has been changed";
+    static const char *const blank[] = {"\n", " ", "\t\r\n", "\n\n\n"};
+    assert_refused(SLICE(""), "empty, which roomkeyd never leaves it");
+    for (size_t i = 0; i < sizeof blank / sizeof *blank; i++)
+        assert_refused(slice_of(blank[i]), first_line);
+    assert_refused(SLICE("hello\n"), first_line);
+    assert_refused(SLICE("\0\0\0\0"), first_line);
+    assert_refused(SLICE("roomkeyd keys.log 1"), first_line);
+    assert_refused(SLICE("roomkeyd keys.log 01\n"), first_line);
+    assert_refused(SLICE("roomkeyd keys.log \n"), first_line);
+    assert_refused(SLICE("roomkeyd keys.log 1\r\n"), "CR LF");
+    assert_refused(SLICE("\xEF\xBB\xBFroomkeyd keys.log 1\n"), "byte order mark");
+    assert_refused(SLICE("\xFF\xFEr\0o\0o\0m\0"), "UTF-16");
+    assert_refused(SLICE("\xFE\xFF\0r\0o\0o\0m"), "UTF-16");
     assert_refused(SLICE("roomkeyd keys.log 2\n"), "newer");
     assert_refused(SLICE("roomkeyd keys.log 10\nanything"), "newer");
-
-    empty_dir();
-    write_log(SLICE(""));
-    open_store();
-    assert_named_is(LOG_NAME, SLICE(LOG_FIRST_LINE));
-    must_set("a", "k");
-    reopen();
-    assert_key("a", "k");
 }
 
 static void lines_of_a_newer_version_are_not_lost(void **state) {
@@ -1431,7 +1469,7 @@ static void what_is_no_file_is_refused(void **state) {
 static void a_half_born_log_is_no_obstacle(void **state) {
     (void)state;
     int fd = open(path_of(LOG_NAME ".new"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-    assert_int_equal(write(fd, "much longer than the first line", 31), 31);
+    assert_int_equal(write(fd, "room\0\0\0", 7), 7);
     close(fd);
     open_store();
     assert_named_is(LOG_NAME, SLICE(LOG_FIRST_LINE));
@@ -1452,6 +1490,37 @@ static void a_log_is_not_born_behind_a_link(void **state) {
     assert_named_is(LOG_NAME, SLICE(LOG_FIRST_LINE));
 }
 
+static void overwrite(size_t at, struct slice bytes) {
+    int fd = open(path_of(LOG_NAME), O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, bytes.p, bytes.n, (off_t)at), bytes.n);
+    close(fd);
+}
+
+/* After somebody has changed the log: nothing that waits settles well, no set is taken, it is told
+ * once, and nothing starts until the note is gone. */
+static void assert_lost(const char *how) {
+    uint64_t ticket;
+    char message[512];
+    if (!scene.lost_collected) assert_false(collect().ok);
+    scene.lost_collected = false;
+    assert_true(store_has_failed(scene.store));
+    assert_true(store_has_lost_log(scene.store));
+    assert_int_equal(set("later", "k", &ticket), STORE_UNAVAILABLE);
+    assert_int_equal(close_store(), -1);
+    int n =
+        snprintf(message, sizeof message, "roomkeyd: keys.log: %s: nothing more is written", how);
+    const char *text = said();
+    if (strncmp(text, message, (size_t)n) != 0) fail_msg("%s\ninstead of: %s", text, message);
+    assert_int_equal(strchr(text, '\n')[1], '\0');
+    assert_false(try_open());
+    if (!strstr(scene.why, how) || !strstr(scene.why, LOG_NOTE_NAME)) fail_msg("%s", scene.why);
+    assert_int_equal(unlink(path_of(LOG_NOTE_NAME)), 0);
+}
+
+#define CHANGED_ON_DISK                                                                            \
+    "has changed on disk: a record that was read back is not the one written there"
+
+/* Not that the room has no key ID, either: that would make a second winner. */
 static void a_record_that_changes_on_disk_is_not_told(void **state) {
     (void)state;
     char found[ID_MAX_BYTES];
@@ -1461,20 +1530,259 @@ static void a_record_that_changes_on_disk_is_not_told(void **state) {
     must_set("a", "k");
     must_set("b", "k");
     must_commit();
-    int fd = open(path_of(LOG_NAME), O_WRONLY | O_CLOEXEC);
-    assert_int_equal(pwrite(fd, "?", 1, (off_t)LOG_FIRST_LINE_BYTES + 3), 1);
-    close(fd);
+    assert_key("b", "k"); /* it is kept */
+    overwrite(LOG_FIRST_LINE_BYTES + 3, SLICE("?"));
+    must_set("c", "k");
     for (int i = 0; i < 2; i++) {
         assert_int_equal(store_get(scene.store, SLICE("a"), found, &n), STORE_UNAVAILABLE);
         assert_int_equal(set("a", "other", &ticket), STORE_UNAVAILABLE);
         assert_int_equal(ticket, 0);
     }
-    assert_string_equal(said(), "roomkeyd: keys.log: cannot read the record at byte 20 back: "
-                                "it has changed on disk\n");
     assert_key("b", "k");
-    must_set("c", "k");
+    store_hand_over(scene.store);
+    assert_lost(CHANGED_ON_DISK);
+}
+
+/* A valid line, but another room's: it stands where the index says that the room's own does. */
+static void a_record_of_another_room_is_not_taken_for_none(void **state) {
+    (void)state;
+    char found[ID_MAX_BYTES];
+    size_t n;
+    open_store();
+    must_set("a", "k");
+    must_set("b", "k");
     must_commit();
-    assert_false(store_has_failed(scene.store));
+    overwrite(LOG_FIRST_LINE_BYTES, line_text(LOG_FIRST_LINE_BYTES, "%" PRIx64 "\tS\t1\t-\tx\tk"));
+    assert_int_equal(store_get(scene.store, SLICE("a"), found, &n), STORE_UNAVAILABLE);
+    assert_lost(CHANGED_ON_DISK);
+}
+
+/* What is done to the log, given its path. */
+static void rename_log(const char *path) { assert_int_equal(rename(path, path_of("aside")), 0); }
+
+static void remove_log(const char *path) { assert_int_equal(unlink(path), 0); }
+
+/* As rename, but under the name that it had there is a link to another file. */
+static void replace_log(const char *path) {
+    char other[512];
+    assert_int_equal(rename(path, path_of("aside")), 0);
+    snprintf(other, sizeof other, "%s", path_of("other"));
+    int fd = open(other, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(write(fd, LOG_FIRST_LINE, LOG_FIRST_LINE_BYTES), LOG_FIRST_LINE_BYTES);
+    close(fd);
+    assert_int_equal(rename(other, path), 0);
+}
+
+static void remove_log_with_a_link(const char *path) {
+    char other[512];
+    snprintf(other, sizeof other, "%s", path_of("other"));
+    assert_int_equal(link(path, other), 0);
+    assert_int_equal(unlink(path), 0);
+}
+
+static void cut_log(const char *path) { assert_int_equal(truncate(path, 30), 0); }
+
+static void empty_log(const char *path) { assert_int_equal(truncate(path, 0), 0); }
+
+static void extend_log(const char *path) { assert_int_equal(truncate(path, 5000), 0); }
+
+static void append_to_log(const char *path) {
+    int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    assert_int_equal(write(fd, "\n", 1), 1);
+    close(fd);
+}
+
+/* As `cp other keys.log` does, where the other has as many bytes. */
+static void overwrite_log(const char *path) {
+    struct slice log = read_log();
+    scene.bytes[log.n - 4] ^= 1;
+    int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+    assert_int_equal(log_write_at(fd, log, 0), 0);
+    close(fd);
+}
+
+static void move_directory(const char *path) {
+    (void)path;
+    char aside[300];
+    snprintf(aside, sizeof aside, "%s.aside", scene.dir);
+    assert_int_equal(rename(scene.dir, aside), 0);
+}
+
+static void replace_directory(const char *path) {
+    move_directory(path);
+    assert_int_equal(mkdir(scene.dir, 0700), 0);
+}
+
+static void move_directory_back(void) {
+    char aside[300];
+    snprintf(aside, sizeof aside, "%s.aside", scene.dir);
+    if (access(aside, F_OK) < 0) return;
+    rmdir(scene.dir);
+    assert_int_equal(rename(aside, scene.dir), 0);
+}
+
+static const struct {
+    void (*deed)(const char *path);
+    const char *how;
+} deeds[] = {
+    {rename_log, "has been renamed"},
+    {remove_log, "has been removed"},
+    {replace_log, "has been replaced by another file"},
+    {remove_log_with_a_link, "has been renamed"},
+    {cut_log, "has been cut"},
+    {empty_log, "has been cut"},
+    {extend_log, "has grown: somebody else has written to it"},
+    {append_to_log, "has grown: somebody else has written to it"},
+    {overwrite_log, "has been overwritten"},
+    {move_directory, "is no longer in use: its directory has been moved"},
+    {replace_directory, "is no longer in use: another directory has taken the place of its own"},
+};
+#define DEEDS (sizeof deeds / sizeof *deeds)
+
+/* Begins with a log of one record. */
+static void do_deed(size_t i) {
+    char path[512];
+    move_directory_back();
+    empty_dir();
+    open_store();
+    must_set("a", "k");
+    must_commit();
+    snprintf(path, sizeof path, "%s", path_of(LOG_NAME));
+    deeds[i].deed(path);
+}
+
+/* By the look before a batch is written, so that not a byte of it gets into a stranger. */
+static void a_batch_is_not_written_into_a_stranger(void **state) {
+    (void)state;
+    for (size_t i = 0; i < DEEDS; i++) {
+        do_deed(i);
+        last_write_at = -1;
+        must_set("b", "k");
+        assert_false(commit().ok);
+        assert_int_equal(last_write_at, -1);
+        scene.lost_collected = true;
+        move_directory_back();
+        assert_lost(deeds[i].how);
+    }
+}
+
+/* By the look after the sync: a deed while a batch is written. */
+static void a_batch_in_a_stranger_is_not_acknowledged(void **state) {
+    (void)state;
+    for (size_t i = 0; i < DEEDS; i++) {
+        char path[512];
+        move_directory_back();
+        empty_dir();
+        open_store();
+        must_set("a", "k");
+        must_commit();
+        snprintf(path, sizeof path, "%s", path_of(LOG_NAME));
+        at_sync = deeds[i].deed;
+        at_sync_path = path;
+        must_set("b", "k");
+        assert_false(commit().ok);
+        scene.lost_collected = true;
+        move_directory_back();
+        assert_lost(deeds[i].how);
+    }
+}
+
+/* Without a set, a seal or a read. */
+static void a_log_at_rest_is_looked_at_too(void **state) {
+    (void)state;
+    for (size_t i = 0; i < DEEDS; i += 5) { /* each takes a second */
+        do_deed(i);
+        struct store_settled settled = collect();
+        assert_false(settled.ok);
+        assert_int_equal(settled.sets, 0);
+        scene.lost_collected = true;
+        move_directory_back();
+        assert_lost(deeds[i].how);
+    }
+}
+
+/* At the very end, when the last look is not a second old. */
+static void a_stop_looks_once_more(void **state) {
+    (void)state;
+    for (size_t i = 0; i < DEEDS; i++) {
+        do_deed(i);
+        assert_int_equal(close_store(), -1);
+        if (!strstr(said(), deeds[i].how)) fail_msg("not told: %s", deeds[i].how);
+        move_directory_back();
+        assert_false(try_open());
+        assert_non_null(strstr(scene.why, deeds[i].how));
+    }
+}
+
+/* The mark is what tells a lost log from a first start. */
+static void a_mark_without_a_log_is_refused(void **state) {
+    (void)state;
+    static const char *const witnesses[] = {
+        LOG_MARK_NAME, LOG_NAME ".torn-99", LOG_NAME ".1",  LOG_NAME "-20261201",
+        LOG_NAME "~",  "." LOG_NAME ".swp", LOG_NAME ".gz", LOG_NAME ".bak"};
+    open_store();
+    must_set("a", "k");
+    must_commit();
+    assert_int_equal(close_store(), 0);
+    assert_int_equal(unlink(path_of(LOG_NAME)), 0);
+    assert_false(try_open());
+    for (size_t i = 0; i < sizeof witnesses / sizeof *witnesses; i++) {
+        empty_dir();
+        unlink(path_of("." LOG_NAME ".swp"));
+        close(open(path_of(witnesses[i]), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+        assert_false(try_open());
+        if (!strstr(scene.why, "keys.log: missing, but ") || !strstr(scene.why, witnesses[i]))
+            fail_msg("%s", scene.why);
+        assert_int_equal(access(path_of(LOG_NAME), F_OK), -1);
+        unlink(path_of(witnesses[i]));
+    }
+    /* More than a birth leaves. */
+    int fd = open(path_of(LOG_NAME ".new"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(write(fd, "longer than the first line", 26), 26);
+    close(fd);
+    assert_false(try_open());
+    assert_non_null(strstr(scene.why, "keys.log: missing, but keys.log.new"));
+}
+
+static void an_older_log_gets_its_mark(void **state) {
+    (void)state;
+    write_log(SLICE(LOG_FIRST_LINE));
+    open_store();
+    assert_int_equal(access(path_of(LOG_MARK_NAME), F_OK), 0);
+    assert_int_equal(close_store(), 0);
+    open_store();
+    assert_string_equal(said(), "");
+}
+
+/* Then what happens to it is told all the same by its size and its end. */
+static void file_numbers_that_are_unstable_are_told(void **state) {
+    (void)state;
+    numbers_are_unstable = true;
+    open_store();
+    numbers_are_unstable = false;
+    assert_non_null(strstr(said(), "this file system numbers its files differently at each look"));
+    must_set("a", "k");
+    must_commit();
+    numbers_are_unstable = true;
+    must_set("b", "k");
+    must_commit();
+    numbers_are_unstable = false;
+    char path[512];
+    snprintf(path, sizeof path, "%s", path_of(LOG_NAME));
+    cut_log(path);
+    assert_lost("has been cut");
+}
+
+/* A path that may no longer be looked up is not one that is another's. */
+static void what_cannot_be_looked_up_is_not_lost(void **state) {
+    (void)state;
+    open_store();
+    look_error = EACCES;
+    must_set("a", "k");
+    must_commit();
+    look_error = 0;
+    assert_int_equal(close_store(), 0);
+    assert_string_equal(said(), "");
 }
 
 /* What was read back once is not read again: one changed byte, or a disk that reads no more, does
@@ -1974,6 +2282,15 @@ int main(void) {
         UNIT(a_half_born_log_is_no_obstacle),
         UNIT(a_log_is_not_born_behind_a_link),
         UNIT(a_record_that_changes_on_disk_is_not_told),
+        UNIT(a_record_of_another_room_is_not_taken_for_none),
+        UNIT(a_batch_is_not_written_into_a_stranger),
+        UNIT(a_batch_in_a_stranger_is_not_acknowledged),
+        UNIT(a_log_at_rest_is_looked_at_too),
+        UNIT(a_stop_looks_once_more),
+        UNIT(a_mark_without_a_log_is_refused),
+        UNIT(an_older_log_gets_its_mark),
+        UNIT(file_numbers_that_are_unstable_are_told),
+        UNIT(what_cannot_be_looked_up_is_not_lost),
         UNIT(a_line_read_back_is_kept),
         UNIT(a_long_line_read_back_is_kept),
         UNIT(a_line_that_is_not_valid_is_not_kept),
