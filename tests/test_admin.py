@@ -266,8 +266,9 @@ def test_export_of_a_key_that_nobody_is_known_to_have_set(data):
 
 
 @pytest.mark.parametrize("log,reason", [
-    (b"", "empty"),
-    (b"mine\n", "not a log of roomkeyd's; it has not been touched"),
+    (b"", "empty, which roomkeyd never leaves it: somebody has emptied it, or a copy has failed. "
+          "Restore it from a copy; or, to begin anew without any key ID, remove every file whose name "
+          "begins with keys.log"),
     (b"roomkeyd keys.log 2\n", "it was written by a newer roomkeyd"),
 ])
 @pytest.mark.parametrize("name", ["check", "export"])

@@ -267,7 +267,8 @@ def test_the_image_serves_restarts_and_keeps_its_keys(container):
             if server.process.poll() is None:
                 server.process.kill()
                 server.process.wait()
-    assert sorted(path.name for path in data.iterdir()) == ["keys.log", "rooms", "users"]
+    assert sorted(path.name for path in data.iterdir()) == [
+        "keys.log", "keys.log.born", "rooms", "users"]
     assert (data / "keys.log").stat().st_uid == NOBODY
     assert sorted(path.name for path in root.iterdir()) == ["data", "roomkeyd"]
 

@@ -344,16 +344,7 @@ def test_a_log_of_somebody_elses_is_refused_and_left_alone(serve, content, patte
     path.write_bytes(content)
     refuse_to_start(server.directory, pattern)
     assert path.read_bytes() == content
-    assert sorted(os.listdir(server.directory)) == ["keys.log", "rooms", "users"]
-
-
-def test_an_empty_log_counts_as_absent(serve, tmp_path):
-    write_data(tmp_path / "data")
-    (tmp_path / "data" / "keys.log").write_bytes(b"")
-    server = serve()
-    server.set("room", "key").is_json(200, SUCCESS)
-    server.stop()
-    assert serve().info("room").body == room_info("room", "c", "key")
+    assert sorted(os.listdir(server.directory)) == ["keys.log", "keys.log.born", "rooms", "users"]
 
 
 def test_two_servers_on_one_directory(server):

@@ -162,7 +162,8 @@ def _patient(machine):
 def test_it_starts_with_an_empty_directory(machine):
     assert machine.property("ActiveState") == "active"
     assert machine.property("NRestarts") == "0"
-    assert machine.does("ls", "/var/lib/roomkeyd/").split() == ["keys.log", "rooms", "users"]
+    assert machine.does("ls", "/var/lib/roomkeyd/").split() == [
+        "keys.log", "keys.log.born", "rooms", "users"]
     assert machine.healthz() == machine.healthz("[::1]") == "ok"
 
 
