@@ -131,7 +131,7 @@ uint64_t __wrap_table_hash(struct table_key key, struct slice bytes);
 int __real_fstatat64(int dir, const char *name, struct stat *status, int flags);
 int __wrap_fstatat64(int dir, const char *name, struct stat *status, int flags);
 
-static off_t last_write_at;
+static off_t last_write_at, before_last_write_at;
 static bool hashes_collide;
 static bool numbers_are_unstable; /* of files that are looked up by name */
 static int look_error;            /* of such a look; 0: none */
@@ -154,7 +154,10 @@ static bool is_log(int fd) {
 }
 
 ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset) {
-    if (is_log(fd)) last_write_at = offset;
+    if (is_log(fd)) {
+        before_last_write_at = last_write_at;
+        last_write_at = offset;
+    }
     size_t n = allowed(PWRITE, size);
     return n ? __real_pwrite64(fd, bytes, n, offset) : -1;
 }
@@ -496,6 +499,26 @@ static void assert_inspected(bool is_damaged, size_t at) {
     assert_int_equal(inspection.is_damaged, is_damaged);
     assert_int_equal(inspection.fault_offset, at);
     assert_non_null(inspection.fault);
+}
+
+static bool try_open_with(struct slice log) {
+    empty_dir();
+    write_log(log);
+    return try_open();
+}
+
+/* Not opened, and yet so many records can be had from it. */
+static void assert_salvageable(struct slice log, const char *fault, unsigned records) {
+    char why[256];
+    struct store_inspection inspection = {.visit = NULL};
+    assert_false(try_open_with(log));
+    if (!strstr(scene.why, fault)) fail_msg("refused with: %s\ninstead of: %s", scene.why, fault);
+    assert_int_equal(store_inspect(scene.dir, &inspection, why, sizeof why), 0);
+    assert_true(inspection.is_damaged);
+    assert_non_null(strstr(inspection.fault, fault));
+    assert_int_equal(inspection.fault_offset, 0);
+    assert_int_equal(inspection.records, 0);
+    assert_int_equal(inspection.records_after, records);
 }
 
 /* Opening fails for this reason, and changes nothing. */
@@ -1134,6 +1157,123 @@ static void a_tail_of_anything_is_torn(void **state) {
     }
     assert_torn(with_tail(line_text(sample.certified, "%" PRIx64 "\tS\t1\t-\troom\tk")), end);
     assert_goes_on(sample.lines);
+}
+
+/* Refused, also by those who only look, and every record is still to be had. */
+static void assert_handmade(struct slice log, size_t at, const char *cause, unsigned records) {
+    char reason[256], why[256];
+    struct store_inspection inspection = {.visit = NULL};
+    snprintf(reason, sizeof reason, "keys.log: byte %zu: %s", at, cause);
+    assert_refused(log, reason);
+    assert_int_equal(store_inspect(scene.dir, &inspection, why, sizeof why), 0);
+    assert_true(inspection.is_damaged);
+    assert_non_null(inspection.cause);
+    assert_non_null(strstr(inspection.cause, cause));
+    assert_int_equal(inspection.cause_offset, at);
+    assert_int_equal(inspection.records + inspection.records_after, records);
+}
+
+/* A log of one record a batch, from a room's number to another's: sealed or not. */
+static struct slice other_log(unsigned from, unsigned to, bool with_seal) {
+    char room[32];
+    empty_dir();
+    open_store();
+    for (unsigned i = from; i < to; i++) {
+        snprintf(room, sizeof room, "other%u", i);
+        must_set(room, "k");
+        must_commit();
+    }
+    assert_int_equal(close_store(), 0);
+    struct slice log = read_log();
+    if (!with_seal && to > from)
+        log.n = (size_t)((const char *)memrchr(log.p, '\n', log.n - 1) + 1 - log.p);
+    return log;
+}
+
+/* Each of them was written whole and synced: a crash does not put such a line there. */
+static void lines_put_together_by_hand_are_refused(void **state) {
+    (void)state;
+    static const char joined[] = "a second log begins here";
+    static const char stranger[] = "the line here is whole, but was written for another place";
+    static const char converted[] = "lines end in CR LF from here on";
+    static char other[16384], both[32768];
+    for (int sealed = 0; sealed < 2; sealed++)
+        for (unsigned count = 0; count <= 70; count += count < 4 ? 1 : 33) {
+            struct slice log = other_log(0, count, sealed == 1);
+            size_t head = LOG_FIRST_LINE_BYTES, n = log.n;
+            memcpy(other, log.p, n);
+            make_sample(sealed == 1);
+            unsigned records = SAMPLE_RECORDS + count;
+            size_t end = sample.size;
+            /* cat */
+            assert_handmade(with_tail((struct slice){other, n}), end, joined, records);
+            /* cat, where the first log had a torn tail */
+            char torn[16384 + 8];
+            size_t torn_n = (size_t)snprintf(torn, sizeof torn, "?torn\n%.*s", (int)n, other);
+            assert_handmade(with_tail((struct slice){torn, torn_n}), end + 6, joined, records);
+            /* cat of a log that has been given a byte order mark, or CR LF */
+            torn_n = (size_t)snprintf(torn, sizeof torn, "\xEF\xBB\xBF%.*s", (int)n, other);
+            assert_handmade(with_tail((struct slice){torn, torn_n}), end, joined, records);
+            /* tail -n +2: one line alone may be of a batch that failed, if its BATCH is right. */
+            if (count + (unsigned)sealed < 2) continue;
+            struct slice lines = {other + head, n - head};
+            memcpy(both, sample.bytes, sample.size);
+            memcpy(both + sample.size, lines.p, lines.n);
+            empty_dir();
+            write_log((struct slice){both, sample.size + lines.n});
+            assert_false(try_open());
+            if (!strstr(scene.why, stranger) && !strstr(scene.why, "damaged at byte"))
+                fail_msg("%s", scene.why);
+        }
+    /* The log itself once more, without its first line. */
+    make_sample(true);
+    struct slice again = {sample.bytes + LOG_FIRST_LINE_BYTES, sample.size - LOG_FIRST_LINE_BYTES};
+    memcpy(other, again.p, again.n);
+    assert_false(try_open_with(with_tail((struct slice){other, again.n})));
+    assert_non_null(strstr(scene.why, stranger));
+    /* A line of no batch, and a seal of another place. */
+    make_sample(false);
+    assert_handmade(with_tail(line_text(0, "15\tS\t1\t-\tnew\tk")), sample.size, stranger,
+                    SAMPLE_RECORDS + 1);
+    assert_handmade(with_tail(line_text(0, "14\t-")), sample.size, stranger, SAMPLE_RECORDS);
+    /* An editor's line ends, in what was added with it. */
+    struct slice line = line_text(sample.size, "%" PRIx64 "\tS\t1\t-\tnew\tk");
+    memcpy(other, line.p, line.n);
+    memcpy(other + line.n - 1, "\r\n", 2);
+    assert_handmade(with_tail((struct slice){other, line.n + 1}), sample.size, converted,
+                    SAMPLE_RECORDS + 1);
+}
+
+/* Nothing but its first line, or what stands before it or at its end, is wrong with a log. */
+static void records_after_a_bad_first_line_are_found(void **state) {
+    (void)state;
+    static char log[8192];
+    make_sample(true);
+    struct slice whole = {sample.bytes, sample.size};
+    size_t n = 0;
+    /* CR LF throughout */
+    for (size_t i = 0; i < whole.n; i++) {
+        if (whole.p[i] == '\n') log[n++] = '\r';
+        log[n++] = whole.p[i];
+    }
+    assert_salvageable((struct slice){log, n}, "its lines end in CR LF", SAMPLE_RECORDS);
+    n = (size_t)snprintf(log, sizeof log, "\xEF\xBB\xBF%.*s", (int)whole.n, whole.p);
+    assert_salvageable((struct slice){log, n}, "a byte order mark", SAMPLE_RECORDS);
+    struct slice headless = {whole.p + LOG_FIRST_LINE_BYTES, whole.n - LOG_FIRST_LINE_BYTES};
+    assert_salvageable(headless, "its first line is not that of a log", SAMPLE_RECORDS);
+    for (size_t at = 0; at < LOG_FIRST_LINE_BYTES; at++) {
+        memcpy(log, whole.p, whole.n);
+        log[at] ^= 0x40;
+        assert_salvageable((struct slice){log, whole.n}, "its first line is not that of a log",
+                           SAMPLE_RECORDS);
+    }
+    /* A zeroed block, from the beginning into each line in turn */
+    for (unsigned line = 1; line <= SAMPLE_RECORDS; line++) {
+        memcpy(log, whole.p, whole.n);
+        memset(log, 0, sample.line_start[line] + 5);
+        assert_salvageable((struct slice){log, whole.n}, "its first line is not that of a log",
+                           SAMPLE_RECORDS - line);
+    }
 }
 
 /* A log of one batch with `records` records, of which the one numbered `twice` has the room of the
@@ -1956,6 +2096,79 @@ static void a_full_disk_refuses_while_it_is_full(void **state) {
 }
 
 /* Sets that fail for hours must not make the index grow. */
+/* A copy-on-write file system needs space even for writing what is there. Of a log that was sealed
+ * nothing has to be written before it is read; before it grows the seal is, so that no batch rests
+ * on one that may not be on disk. */
+static void a_sealed_log_is_read_on_a_full_disk(void **state) {
+    (void)state;
+    static const int errors[] = {ENOSPC, EDQUOT, EFBIG};
+    uint64_t ticket;
+    for (size_t i = 0; i < 3; i++) {
+        make_sample(true);
+        off_t seal = (off_t)sample.line_start[SAMPLE_RECORDS + 1];
+        arm(PWRITE, 1, 1000, errors[i]);
+        open_store();
+        assert_non_null(strstr(said(), "no space even for its last line: sets are refused while"));
+        assert_lines_there(sample.lines);
+        assert_int_equal(set("room", "other", &ticket), STORE_EXISTS);
+        must_set("new", "k");
+        assert_false(commit().ok);
+        assert_false(store_has_failed(scene.store));
+        assert_lines_there(sample.lines);
+        disarm();
+        must_set("new", "k");
+        must_commit();
+        assert_int_equal(before_last_write_at, seal);
+        assert_int_equal(last_write_at, sample.size);
+        assert_string_equal(said(), "roomkeyd: keys.log: there is space again, sets are taken\n");
+        reopen();
+        assert_lines_there(sample.lines);
+        assert_key("new", "k");
+        assert_int_equal(close_store(), 0);
+    }
+    /* Without a set it stays as it is, and so does the next start. */
+    make_sample(true);
+    for (int i = 0; i < 2; i++) {
+        arm(PWRITE, 1, 1000, ENOSPC);
+        open_store();
+        disarm();
+        assert_int_equal(close_store(), 0);
+        assert_named_is(LOG_NAME, (struct slice){sample.bytes, sample.size});
+    }
+    said();
+    /* What may not be on disk is not told. */
+    make_sample(false);
+    empty_dir();
+    write_log((struct slice){sample.bytes, sample.size});
+    arm(PWRITE, 1, 1000, ENOSPC);
+    assert_false(try_open());
+    disarm();
+    assert_non_null(strstr(scene.why, "cannot bring the last batch to disk again: No space left"));
+}
+
+/* The file system is named, not the batch, and not only the error. */
+static void what_a_file_system_cannot_do_is_named(void **state) {
+    (void)state;
+    static const int errors[] = {EINVAL, ENOSYS, EOPNOTSUPP};
+    for (size_t i = 0; i < 3; i++)
+        for (unsigned n = 1; n <= 3; n++) { /* at birth: the file, the directory; and at the end */
+            empty_dir();
+            arm(FSYNC, n, 1000, errors[i]);
+            assert_false(try_open());
+            disarm();
+            assert_non_null(strstr(scene.why, "its file system cannot sync a directory"));
+        }
+    static const int locks[] = {ENOLCK, ENOSYS, EOPNOTSUPP};
+    for (size_t i = 0; i < 3; i++) {
+        empty_dir();
+        arm(FLOCK, 1, 1, locks[i]);
+        assert_false(try_open());
+        disarm();
+        assert_non_null(strstr(scene.why, "cannot lock the directory"));
+        assert_non_null(strstr(scene.why, "the file system has no locks"));
+    }
+}
+
 static void failed_sets_leave_nothing_reserved(void **state) {
     (void)state;
     char room[32];
@@ -2266,6 +2479,8 @@ int main(void) {
         UNIT(bytes_lost_or_added_are_damage),
         UNIT(a_zeroed_block_is_damage),
         UNIT(a_tail_of_anything_is_torn),
+        UNIT(lines_put_together_by_hand_are_refused),
+        UNIT(records_after_a_bad_first_line_are_found),
         UNIT(a_room_twice_is_found_however_far_from_the_end),
         UNIT(a_start_that_could_not_look_at_all_is_none),
         UNIT(what_certifies_is_found_behind_anything),
@@ -2297,6 +2512,8 @@ int main(void) {
         UNIT(what_was_cut_off_is_forgotten),
         UNIT(a_batch_says_how_it_went),
         UNIT(a_full_disk_refuses_while_it_is_full),
+        UNIT(a_sealed_log_is_read_on_a_full_disk),
+        UNIT(what_a_file_system_cannot_do_is_named),
         UNIT(failed_sets_leave_nothing_reserved),
         UNIT(a_batch_behind_one_that_fails_is_not_written),
         UNIT(half_a_write_is_finished_or_cut_back),
