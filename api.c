@@ -385,6 +385,7 @@ static const struct outcome *answer_metrics(struct exchange *exchange) {
     metrics->key_ids = store_key_ids(exchange->api->store);
     metrics->log_bytes = store_log_bytes(exchange->api->store);
     metrics->failed = store_has_failed(exchange->api->store);
+    metrics->lost = store_has_lost_log(exchange->api->store);
     exchange->body = metrics_text(metrics);
     return &metrics_page;
 }

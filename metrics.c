@@ -108,6 +108,7 @@ struct slice metrics_text(struct metrics *m) {
     put_value(m, "roomkeyd_key_ids", "Rooms whose key ID is on disk.", m->key_ids);
     put_value(m, "roomkeyd_log_size_bytes", "Size of keys.log.", m->log_bytes);
     put_value(m, "roomkeyd_storage_failed", "1: sets are refused until restart.", m->failed);
+    put_value(m, "roomkeyd_log_lost", "1: that is because somebody has changed keys.log.", m->lost);
     put_value(m, "roomkeyd_access_log_dropped_total", "Access log lines dropped.",
               m->lines_dropped);
     put_requests(m);

@@ -34,7 +34,7 @@ struct metrics {
     uint64_t requests[ENDPOINTS][600], existing; /* existing: sets that came too late */
     struct histogram durations, commits, batches;
     /* The owner's to set before metrics_text. */
-    uint64_t connections, accepted, lines_dropped, key_ids, log_bytes, failed, start_s;
+    uint64_t connections, accepted, lines_dropped, key_ids, log_bytes, failed, lost, start_s;
     size_t text_size;
     char text[METRICS_TEXT_BYTES];
 };

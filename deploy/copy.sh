@@ -52,6 +52,7 @@ pass() {
         case $differs in '>f'*) return 2 ;; esac
         ;;
     esac
+    [ -e "$copy/keys.log.born" ] || : >"$copy/keys.log.born"
     mv "$copy/.began" "$copy/copied"
 }
 

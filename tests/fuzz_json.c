@@ -55,6 +55,8 @@ bool store_has_failed(const struct store *store) {
     return false;
 }
 
+bool store_has_lost_log(const struct store *store) { return store_has_failed(store); }
+
 uint64_t store_key_ids(const struct store *store) { return store_has_failed(store); }
 
 uint64_t store_log_bytes(const struct store *store) { return store_has_failed(store); }

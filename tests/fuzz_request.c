@@ -90,6 +90,8 @@ enum store_result store_get(struct store *store, struct slice room, char key[ID_
 
 bool store_has_failed(const struct store *store) { return store->rooms == MAX_ROOMS; }
 
+bool store_has_lost_log(const struct store *store) { return store_has_failed(store); }
+
 uint64_t store_key_ids(const struct store *store) { return store->rooms; }
 
 uint64_t store_log_bytes(const struct store *store) { return 100 * (uint64_t)store->rooms; }

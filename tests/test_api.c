@@ -123,6 +123,8 @@ enum store_result store_get(struct store *store, struct slice room, char key[ID_
 
 bool store_has_failed(const struct store *store) { return store->failed; }
 
+bool store_has_lost_log(const struct store *store) { return store->failed; }
+
 uint64_t store_key_ids(const struct store *store) { return 3u + store->failed; }
 
 uint64_t store_log_bytes(const struct store *store) { return 5000000000 + store->failed; }

@@ -141,7 +141,8 @@ static void test_the_longest_text(void **state) {
         histograms[i]->counts[0] = histograms[i]->sum = UINT64_MAX;
     }
     metrics->connections = metrics->accepted = metrics->lines_dropped = UINT64_MAX;
-    metrics->key_ids = metrics->log_bytes = metrics->failed = metrics->start_s = UINT64_MAX;
+    metrics->key_ids = metrics->log_bytes = metrics->failed = metrics->lost =
+        metrics->start_s = UINT64_MAX;
     struct slice text = metrics_text(metrics);
     static const char end[] = "\n" BATCH "_sum 18446744073709551615.000000\n";
     assert_true(text.n < METRICS_TEXT_BYTES - 1024);
