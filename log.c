@@ -134,6 +134,7 @@ const char *log_fault_text(enum log_fault fault) {
         [LOG_BAD_BATCH] = "it belongs to another batch",
         [LOG_ROOM_TWICE] = "its room has a key ID already",
         [LOG_NOT_A_LINE] = "the line does not end",
+        [LOG_UNREADABLE] = "it cannot be read",
     };
     return text[fault];
 }

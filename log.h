@@ -49,6 +49,7 @@ enum log_fault {
     LOG_BAD_BATCH,
     LOG_ROOM_TWICE,
     LOG_NOT_A_LINE,
+    LOG_UNREADABLE, /* none of the line's: the disk or the memory failed, errno says how */
 };
 const char *log_fault_text(enum log_fault fault);
 
