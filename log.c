@@ -11,6 +11,7 @@
  */
 #include "log.h"
 
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -122,6 +123,7 @@ size_t log_format(const struct log_line *line, char start[LOG_LINE_MAX_BYTES]) {
     put_hex(start, crc32c((struct slice){covered, (size_t)(out - covered)}), CRC_CHARS);
     start[CRC_CHARS] = '\t';
     *out++ = '\n';
+    assert(out - start <= (ptrdiff_t)LOG_LINE_MAX_BYTES);
     return (size_t)(out - start);
 }
 
@@ -332,7 +334,9 @@ void log_look_inside(struct log_reader *reader, const struct log_span *span) {
         i++;
     /* At the end of what is no whole line, the tab may be yet to come. */
     if (i + CRC_CHARS > text.n || (i + CRC_CHARS == text.n && span->is_whole)) return;
-    reader->begin -= (size_t)(reader->offset - (span->offset + i)); /* it is still in the buffer */
+    size_t back = (size_t)(reader->offset - (span->offset + i));
+    assert(back <= reader->begin); /* it is still in the buffer, which only the next read moves */
+    reader->begin -= back;
     reader->offset = span->offset + i;
     reader->is_inside = true;
 }
@@ -574,6 +578,7 @@ void log_append_end(struct log_end *end, struct slice bytes) {
     size_t added = bytes.n < LOG_TAIL_BYTES ? bytes.n : LOG_TAIL_BYTES;
     size_t kept = LOG_TAIL_BYTES - added;
     if (kept > end->tail_size) kept = end->tail_size;
+    assert(kept + added <= LOG_TAIL_BYTES);
     memmove(end->tail, end->tail + end->tail_size - kept, kept);
     memcpy(end->tail + kept, bytes.p + bytes.n - added, added);
     end->tail_size = kept + added;

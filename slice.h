@@ -78,9 +78,12 @@ static inline bool slice_number(struct slice s, uint64_t max, uint64_t *number) 
     return s.n > 0;
 }
 
+/* Whether s is as long as an ID may be. */
+static inline bool slice_has_id_size(struct slice s) { return s.n > 0 && s.n <= ID_MAX_BYTES; }
+
 /* Whether s may name a room, a key or a user: 1 to ID_MAX_BYTES bytes of UTF-8 without a NUL. */
 static inline bool slice_is_id(struct slice s) {
-    if (s.n == 0 || s.n > ID_MAX_BYTES) return false;
+    if (!slice_has_id_size(s)) return false;
     for (size_t length = slice_plain(s, 0, 0); s.n > length;) {
         s = (struct slice){s.p + length, s.n - length};
         length = slice_utf8(s);

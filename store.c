@@ -128,10 +128,11 @@ struct store {
     uint64_t log_bytes; /* the end of what is committed and collected; a seal may not be on disk */
     bool failed;        /* DISK_FAILED has happened, or the log is lost */
     bool has_lost_log;  /* the latter */
-    bool sealed;        /* the last line is a seal, or could not be one; nothing to certify */
-    bool read_failure_told; /* that a record cannot be read */
+    bool has_unoffered_sets; /* the open batch has grown since it was offered last */
+    bool is_seal_due;        /* a seal can certify more of the log than it is certified by now */
+    bool read_failure_told;  /* that a record cannot be read */
     struct recent recent[RECENT_LINES];
-    int64_t last_set_ms; /* when store_tick last saw one on its way */
+    int64_t last_busy_ms; /* when store_tick last saw a set on its way; 0: not yet */
 
     pthread_t committer;
     bool committer_runs;
@@ -582,7 +583,7 @@ static int secure_end(struct store *store, const struct replay *replay, struct t
         return text_fail(why, LOG_NAME ": ", strerror(errno));
     store->open->start = store->log_bytes = end;
     store->open->base = from;
-    store->sealed = is_sealed;
+    store->is_seal_due = !is_sealed;
     return 0;
 }
 
@@ -670,6 +671,7 @@ static int write_batch(struct store *store, const struct batch *batch, bool *is_
  * batch began. */
 static enum outcome commit(struct store *store, const struct batch *batch) {
     bool is_written;
+    assert(batch->size > 0 && batch->start == store->end.size);
     if (!look(store)) return DISK_FAILED;
     if (write_batch(store, batch, &is_written) == 0) {
         log_append_end(&store->end, (struct slice){batch->bytes, batch->size});
@@ -695,6 +697,8 @@ static enum outcome commit(struct store *store, const struct batch *batch) {
 static void take_open_batch(struct store *store) {
     struct batch *batch = store->open;
     struct batch *next = &store->batches[(batch - store->batches + 1) % 3];
+    /* Of three batches at most one is settled while none is committing. */
+    assert(!store->committing && next != store->settled && next->size == 0);
     next->number = batch->number + 1;
     next->start = batch->start + batch->size;
     next->base = is_seal(batch) ? batch->base : next->start;
@@ -830,12 +834,13 @@ static void seal(struct store *store) {
     struct batch *batch = store->open;
     bool is_at_rest = !store->committing && !store->settled && batch->size == 0;
     if (is_at_rest && make_room(batch)) {
+        assert(is_seal(batch));
         struct log_line line = {.batch = batch->start, .is_seal = true};
         batch->base = batch->start;
         batch->size = log_format(&line, batch->bytes);
     }
     pthread_mutex_unlock(&store->lock);
-    store->sealed = true; /* if it cannot be written, the next set is soon enough to try again */
+    store->is_seal_due = false; /* if it cannot be written, the next set makes another one due */
     offer(store);
 }
 
@@ -906,6 +911,8 @@ static enum store_result take_record(struct store *store, struct log_line *line,
     uint64_t offset = open->start + open->size;
     line->batch = open->base;
     open->size += log_format(line, open->bytes + open->size);
+    assert(open->size <= open->capacity);
+    assert(open->entry_count < open->capacity / LOG_RECORD_MIN_BYTES);
     open->entries[open->entry_count++] = (struct entry){hash, offset};
     table_insert(&open->index, hash, offset);
     *ticket = open->number;
@@ -915,6 +922,8 @@ static enum store_result take_record(struct store *store, struct log_line *line,
 enum store_result store_set(struct store *store, const struct store_record *record,
                             uint64_t *ticket) {
     char escaped[3][LOG_ESCAPED_MAX_BYTES];
+    assert(slice_has_id_size(record->user) && slice_has_id_size(record->room) &&
+           slice_has_id_size(record->key));
     struct slice room = log_escape(record->room, escaped[0]);
     uint64_t hash = table_hash(store->key, room);
     struct timespec now;
@@ -933,7 +942,7 @@ enum store_result store_set(struct store *store, const struct store_record *reco
     pthread_mutex_lock(&store->lock);
     result = take_record(store, &line, hash, ticket);
     pthread_mutex_unlock(&store->lock);
-    if (result == STORE_OK) store->sealed = false;
+    if (result == STORE_OK) store->has_unoffered_sets = store->is_seal_due = true;
     return result;
 }
 
@@ -948,8 +957,9 @@ enum store_result store_get(struct store *store, struct slice room, char key[ID_
 }
 
 void store_hand_over(struct store *store) {
-    /* Whatever else is at rest, the owner knows of its own sets. */
-    if (!store->sealed) offer(store);
+    if (!store->has_unoffered_sets) return;
+    store->has_unoffered_sets = false;
+    offer(store);
 }
 
 int store_event_fd(const struct store *store) { return store->event_fd; }
@@ -966,8 +976,9 @@ static void abandon_unsettled(struct store *store, struct store_settled *settled
         settled->commit_us = batch->commit_us;
         open->start = batch->start;
         open->base = batch->base;
-        /* By the unsynced seal before it, which no other one may certify. */
-        if (batch->base < batch->start) store->sealed = true;
+        /* The last line is a seal again, and may not be on disk: another one after it would say
+         * that it is. */
+        if (batch->base < batch->start) store->is_seal_due = false;
         abandon(store, batch);
     }
     store->failed = store->failed || store->lost;
@@ -1013,13 +1024,13 @@ int store_tick(struct store *store, int64_t now_ms) {
     bool is_busy = store->committing || store->settled || store->open->size > 0;
     pthread_mutex_unlock(&store->lock);
     if (is_busy) {
-        store->last_set_ms = now_ms;
+        store->last_busy_ms = now_ms;
         return COMMIT_RECHECK_MS;
     }
-    if (store->sealed || store->failed) return -1;
+    if (!store->is_seal_due || store->failed) return -1;
     /* The first call after a replay that ended without a seal. */
-    if (store->last_set_ms == 0) store->last_set_ms = now_ms;
-    int64_t left = store->last_set_ms + SEAL_AFTER_MS - now_ms;
+    if (store->last_busy_ms == 0) store->last_busy_ms = now_ms;
+    int64_t left = store->last_busy_ms + SEAL_AFTER_MS - now_ms;
     if (left > 0) return (int)left;
     seal(store);
     return COMMIT_RECHECK_MS;
@@ -1047,7 +1058,7 @@ static void settle(struct store *store) {
 static void stop_committer(struct store *store) {
     offer(store);
     settle(store);
-    if (!store->sealed && !store->failed) seal(store);
+    if (store->is_seal_due && !store->failed) seal(store);
     settle(store);
     pthread_mutex_lock(&store->lock);
     store->stopping = true;

@@ -38,6 +38,7 @@
  */
 #include "table.h"
 
+#include <assert.h>
 #include <endian.h>
 #include <stdlib.h>
 
@@ -148,13 +149,17 @@ int table_reserve(struct table *table, uint64_t hash) {
 }
 
 void table_release(struct table *table, uint64_t hash) {
-    table->parts[part_of(table, hash)].reserved--;
+    struct table_part *part = &table->parts[part_of(table, hash)];
+    assert(part->reserved > 0);
+    part->reserved--;
 }
 
 void table_insert(struct table *table, uint64_t hash, uint64_t value) {
     struct table_part *part = &table->parts[part_of(table, hash)];
     uint32_t tag = (uint32_t)hash;
     struct table_slot *slot = &part->slots[home_of(tag, part->homes)];
+    assert(part->reserved > 0 && value < UINT64_MAX);
+    assert(part->tail - part->spilled > part->reserved); /* (3) */
 
     while (!is_empty(slot) && slot->tag <= tag) slot++;
     struct table_slot *end = slot;
@@ -162,6 +167,9 @@ void table_insert(struct table *table, uint64_t hash, uint64_t value) {
     memmove(slot + 1, slot, (size_t)(end - slot) * sizeof *slot);
     *slot = (struct table_slot){tag, (uint32_t)(value + 1), (uint32_t)((value + 1) >> 32)};
 
+    assert(end + 1 < part->slots + part->homes + part->tail); /* a search has where to end */
+    assert(slot == part->slots || is_empty(slot - 1) || slot[-1].tag <= tag); /* (1) */
+    assert(is_empty(slot + 1) || slot[1].tag > tag);
     part->spilled += end >= part->slots + part->homes;
     part->used++;
     part->reserved--;

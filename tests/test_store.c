@@ -71,10 +71,14 @@ static void arm(enum call call, unsigned first, unsigned last, int error) {
     faults[call] = (struct fault){.first = first, .last = last, .error = error};
 }
 
+/* Either of the store's threads may ask. */
 static bool is_hit(struct fault *fault) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&lock);
     unsigned n = ++fault->made;
     bool hit = n >= fault->first && n <= fault->last;
     fault->fired = fault->fired || hit;
+    pthread_mutex_unlock(&lock);
     return hit;
 }
 
