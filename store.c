@@ -35,6 +35,13 @@
  *   2. What has been committed is never written again, except by replay with itself; nothing is
  *      ever removed but a tail that no acknowledgement rests on.
  *   3. A durable record always fits the index: its slot is reserved before it is written.
+ *   4. What is open is what this store left: the file that has the log's name in the log's
+ *      directory, with the same size and the same end. The committer looks before it writes a batch
+ *      (so that nothing is written into somebody else's file) and after it has synced the batch (so
+ *      that nothing is acknowledged that is only in a file without a name), and once a second while
+ *      there is no batch. If 4 does not hold, the log is lost: nothing is written any more, nothing
+ *      settles well, and a note beside the log keeps servers from starting until somebody has
+ *      looked.
  *
  * Assumed of the disk, as SQLite does ("powersafe overwrite"): a write that a power failure cuts
  * short harms no byte outside its own range.
@@ -44,15 +51,18 @@
  *     open --taken--> committing --written, synced--> settled --collected--> (free)
  *     the owner adds  the committer writes it         the owner moves its entries to the index
  *
- * The owner's thread (the loop) owns every field of struct store but those under `lock` and
- * is_short_of_space, which is the committer's: which batch is where, and the open batch while it
- * grows. A batch that is committing or settled is read by both threads and changed by neither,
- * until the owner has collected it (but for how long its commit took, which the committer notes
- * before it is settled). The committer takes the open batch by itself as soon as it is free, if the
- * owner has offered it: between two syncs the disk waits for nobody to wake up. It holds no lock
- * across a system call, so the owner never waits for the disk behind its back: it waits only when
- * it reads a record back to confirm a match in the index, which may meet a page that is not in
- * memory.
+ * There are two threads, the owner's (the loop) and the committer, and three kinds of fields in
+ * struct store. Those after `lock` are shared, and whoever uses one holds the lock: which batch is
+ * where, what is in the open batch, and whether the log is lost. Those under "the committer's own"
+ * are that. All others are the owner's own, and need no lock.
+ *
+ * A batch that is committing or settled is read by both threads and changed by neither, until the
+ * owner has collected it (but for how long its commit took, which the committer notes before the
+ * batch is settled). If the owner has offered the open batch, the committer takes it as soon as it
+ * has nothing else to do: between two syncs the disk waits for nobody to wake up. No thread holds the
+ * lock during a system call that may block, so the owner never waits for the disk because of the
+ * committer. The owner waits for the disk only when it reads a record back to confirm a match in the
+ * index, which may meet a page that is not in memory.
  */
 #include "store.h"
 #include "clock.h"
