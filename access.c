@@ -31,8 +31,10 @@
  *
  * Refused with file and line: IDs that are not 1 to 255 bytes of UTF-8 without a NUL; a user called
  * "-", which is how the log says that nobody is known; a HASHED_TOKEN that is not the one canonical
- * base64 of 32 bytes; any other TYPE; a room listed twice. No message quotes a file: a token that
- * somebody pasted into the wrong place must not reach a journal.
+ * base64 of 32 bytes; any other TYPE; a room listed twice; and every word that cannot be meant as an
+ * ID, such as the # of a comment at the end of a line, or "u1,u2": taken as IDs, the words of a
+ * comment would be members, and a room would be open to whoever is called like one of them. No
+ * message quotes a file: a token that somebody pasted into the wrong place must not reach a journal.
  */
 #include "access.h"
 #include "sha256.h"
@@ -98,12 +100,6 @@ bool access_next_word(struct slice *text, struct slice *word) {
     return word->n > 0;
 }
 
-bool access_can_hold(struct slice id) {
-    struct slice text = id, word;
-    return slice_is_id(id) && access_next_word(&text, &word) && slice_equal(word, id) &&
-           id.p[0] != '#' && !slice_equal(id, SLICE("-")) && !slice_equal(id, SLICE("*"));
-}
-
 static void skip_line(struct slice *text) {
     const char *newline = memchr(text->p, '\n', text->n);
     size_t size = newline != NULL ? (size_t)(newline - text->p) + 1 : text->n;
@@ -120,6 +116,75 @@ static struct slice word_at(const struct file *file, uint64_t offset) {
     struct slice text = text_at(file, offset), word;
     access_next_word(&text, &word);
     return word;
+}
+
+/* ---- words that cannot be meant ---- */
+
+#define COMMENT_RULE "a comment begins at the start of its line, with #"
+
+/* What shows that a word is no ID. Rocket.Chat's IDs are letters and digits, at times with - _ . or
+ * @, so each of these is a slip of somebody who writes the file: of a comment, a list, a sentence,
+ * or a text that was copied from a page. */
+enum { FIRST = 1, LAST = 2, ANYWHERE = 4 };
+static const struct {
+    unsigned where;    /* in the word */
+    const char *parts; /* with spaces between them */
+    const char *reason;
+} mistakes[] = {
+    {FIRST, "# // /* \u2013 \u2014", COMMENT_RULE},
+    {FIRST | LAST,
+     "' \" ` ( ) [ ] { } < > \u00AB \u00BB \u2018 \u2019 \u201A \u201C \u201D \u201E \u2039 \u203A",
+     "an ID stands without quotes and brackets"},
+    {ANYWHERE, ", ; | \uFF0C \uFF1B \u3001",
+     "words are separated by spaces or tabs, and nothing else"},
+    {LAST, ": \uFF1A", "an ID does not end in a colon"},
+    {ANYWHERE, "*", "* stands alone, as a room ID: there are no patterns"},
+    {ANYWHERE, "\u00A0 \u200B \u200E \u200F \u202F \u2060 \u3000 \uFEFF",
+     "an invisible character, or a blank that is neither a space nor a tab"},
+};
+
+static bool has_part(struct slice word, struct slice part, unsigned where) {
+    if (part.n > word.n) return false;
+    struct slice first = {word.p, part.n}, last = {word.p + word.n - part.n, part.n};
+    return (where & FIRST && slice_equal(first, part)) ||
+           (where & LAST && slice_equal(last, part)) ||
+           (where & ANYWHERE && memmem(word.p, word.n, part.p, part.n) != NULL);
+}
+
+/* Whether a word is made of these characters alone. */
+static bool is_made_of(struct slice word, const char *characters) {
+    for (size_t i = 0; i < word.n; i++)
+        if (word.p[i] == '\0' || strchr(characters, word.p[i]) == NULL) return false;
+    return true;
+}
+
+/* Why a word cannot be meant as an ID, or NULL. Nearly every word is of letters and digits alone,
+ * and is done with at once. */
+static const char *mistake_in(struct slice word) {
+    size_t plain = 0;
+    while (plain < word.n && isalnum((unsigned char)word.p[plain])) plain++;
+    if (plain == word.n) return NULL;
+    for (size_t i = 0; i < sizeof mistakes / sizeof *mistakes; i++) {
+        struct slice parts = slice_of(mistakes[i].parts), part;
+        while (access_next_word(&parts, &part))
+            if (has_part(word, part, mistakes[i].where)) return mistakes[i].reason;
+    }
+    return is_made_of(word, "!#$%&+/:=?\\^~") ? "punctuation alone is no ID" : NULL;
+}
+
+/* Why a word cannot be the ID of a user, or NULL. -- is a comment to many. */
+static const char *mistake_in_user(struct slice word) {
+    if (!slice_is_id(word)) return "user ID " ID_RULE;
+    if (is_made_of(word, "-")) return "user ID must not be dashes alone";
+    return mistake_in(word);
+}
+
+const char *access_mistake(struct slice id) {
+    struct slice text = id, word;
+    const char *mistake = mistake_in_user(id);
+    if (mistake != NULL) return mistake;
+    bool is_word = access_next_word(&text, &word) && slice_equal(word, id);
+    return is_word ? NULL : "an ID is one word, without blanks and line ends";
 }
 
 /* ---- tokens ---- */
@@ -296,10 +361,18 @@ static int add_entry(struct loader *loader, struct table *table, uint64_t hash, 
 }
 
 static int check_user(struct loader *loader, struct slice user) {
-    if (!slice_is_id(user)) return fail(loader, "user ID " ID_RULE);
-    if (slice_equal(user, SLICE("-"))) return fail(loader, "user ID must not be -");
-    return 0;
+    const char *mistake = mistake_in_user(user);
+    return mistake == NULL ? 0 : fail(loader, mistake);
 }
+
+static int check_room(struct loader *loader, struct slice rid) {
+    if (!slice_is_id(rid)) return fail(loader, "room ID " ID_RULE);
+    const char *mistake = slice_equal(rid, SLICE("*")) ? NULL : mistake_in(rid);
+    return mistake == NULL ? 0 : fail(loader, mistake);
+}
+
+/* Where another word than an ID has to stand, this is the likeliest mistake. */
+static bool is_comment(struct slice word) { return word.n > 0 && word.p[0] == '#'; }
 
 /* Adds the line of users that text begins with, and takes its words off text. */
 static int add_user(struct loader *loader, struct slice *text) {
@@ -308,9 +381,11 @@ static int add_user(struct loader *loader, struct slice *text) {
     struct slice user, hashed, more;
 
     if (!access_next_word(text, &user)) return 0;
-    if (!access_next_word(text, &hashed) || access_next_word(text, &more))
-        return fail(loader, "line must be USERID HASHED_TOKEN");
     if (check_user(loader, user) < 0) return -1;
+    access_next_word(text, &hashed);
+    access_next_word(text, &more);
+    if (is_comment(hashed) || is_comment(more)) return fail(loader, COMMENT_RULE);
+    if (hashed.n == 0 || more.n > 0) return fail(loader, "line must be USERID HASHED_TOKEN");
     if (!access_is_hash(hashed))
         return fail(loader, "hashed token must be 44 characters, the base64 of 32 bytes");
     if (has_user(access, user, hashed.p)) return 0;
@@ -340,8 +415,9 @@ static int add_room(struct loader *loader, struct slice *text) {
     struct slice rid, type, member;
 
     if (!access_next_word(text, &rid)) return 0;
+    if (check_room(loader, rid) < 0) return -1;
     if (!access_next_word(text, &type)) return fail(loader, "line must be RID TYPE [USERID...]");
-    if (!slice_is_id(rid)) return fail(loader, "room ID " ID_RULE);
+    if (is_comment(type)) return fail(loader, COMMENT_RULE);
     if (type.n != 1 || memchr("cpd", type.p[0], 3) == NULL)
         return fail(loader, "type must be c, p or d");
     size_t first = find_room(access, rid);

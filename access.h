@@ -9,7 +9,8 @@
  *     rooms    RID TYPE [USERID...]       TYPE: c every user, p and d the listed users;
  *                                         RID * stands for every room that has no line of its own
  *
- * Words are separated by spaces or tabs; empty lines and lines that begin with # are passed over.
+ * Words are separated by spaces or tabs; empty lines and lines that begin with # are passed over. A
+ * word that cannot be meant as an ID (a # after others, u1,u2, "u1", RID:) is refused, not taken.
  * Both formats are roomkeyd's own; HASHED_TOKEN is what Rocket.Chat stores as
  * services.resume.loginTokens.hashedToken, and TYPE is its room field `t`.
  */
@@ -52,8 +53,11 @@ bool access_is_hash(struct slice word);
  * returns false at the line's end. */
 bool access_next_word(struct slice *text, struct slice *word);
 
-/* Whether an ID can stand in the files and mean itself: no white space, no comment, neither - nor
- * the room that stands for all others. */
-bool access_can_hold(struct slice id);
+/* Why an ID cannot stand in the files and mean itself, in words that do not repeat it, or NULL where
+ * it can: the files are loaded with it, as a user, as a member and as a room. */
+const char *access_mistake(struct slice id);
+
+/* Whether it can. */
+static inline bool access_can_hold(struct slice id) { return access_mistake(id) == NULL; }
 
 #endif

@@ -188,10 +188,8 @@ int admin_user_add(const struct options *options) {
     const char *user = options->operands[0];
     char token[TOKEN_CHARS + 1], hash[ACCESS_HASH_CHARS + 1];
     struct edit edit;
-    if (!access_can_hold(slice_of(user)))
-        return tell("a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #, neither * "
-                    "nor -: ",
-                    user);
+    const char *mistake = access_mistake(slice_of(user));
+    if (mistake) return tell("users cannot hold this USERID: ", mistake);
     if (make_token(token) < 0 || begin_edit(&edit, options->dir, "users") < 0) return -1;
     bool is_copied = copy_users(&edit, SLICE(""), SLICE("")) >= 0;
     access_hash_token(slice_of(token), hash);

@@ -294,11 +294,6 @@ static void keeps_the_default_line_apart(void **state) {
     assert_int_equal(type(access, "priv", "bob"), 0); /* its own line counts alone */
     assert_int_equal(type(access, "pub", "bob"), 'c');
     access_free(access);
-
-    access = load_rooms("** p ann\n* c\n");
-    assert_int_equal(type(access, "**", "bob"), 0);
-    assert_int_equal(type(access, "*", "bob"), 'c');
-    access_free(access);
 }
 
 /* Writes a line "RID TYPE PREFIX0 ... PREFIXn-1". Returns its end. */
@@ -468,6 +463,208 @@ static void accepts_the_longest_ids(void **state) {
 
 /* ---- refusals ---- */
 
+#define COMMENT_RULE   "a comment begins at the start of its line, with #"
+#define QUOTE_RULE     "an ID stands without quotes and brackets"
+#define SEPARATOR_RULE "words are separated by spaces or tabs, and nothing else"
+#define COLON_RULE     "an ID does not end in a colon"
+#define PATTERN_RULE   "* stands alone, as a room ID: there are no patterns"
+#define BLANK_RULE     "an invisible character, or a blank that is neither a space nor a tab"
+#define BARE_RULE      "punctuation alone is no ID"
+
+/* A line for each place in which an ID may stand. */
+static const struct place {
+    const char *file, *format; /* of snprintf: the ID, or a NULL that it does not ask for */
+} places[] = {
+    {"users", "%s " SEED_HASH "\n"},
+    {"users", "\t%s\t" SEED_HASH " \r\n"},
+    {"rooms", "%s c\n"},
+    {"rooms", "%s p ann"},
+    {"rooms", "r p %s\n"},
+    {"rooms", "r d ann %s\r\n"},
+    {"rooms", "r p a b c d e f g h i %s j\n"},
+    {"rooms", "r c %s\n"},
+    {"rooms", "* c ann %s"},
+};
+#define PLACES (sizeof places / sizeof *places)
+
+/* Writes two good lines and, as the third, one with an ID in a place; the other file is empty. */
+static void write_in_place(const struct place *place, const char *id) {
+    bool is_users = strcmp(place->file, "users") == 0;
+    char text[2048];
+    int size = snprintf(text, sizeof text, "# 1\n%s\n", is_users ? "v " SEED_HASH : "q c");
+    snprintf(text + size, sizeof text - (size_t)size, place->format, id);
+    write_file("users", slice_of(is_users ? text : ""));
+    write_file("rooms", slice_of(is_users ? "" : text));
+}
+
+static void refuses_words_that_cannot_be_meant(void **state) {
+    static const struct {
+        const char *word, *reason;
+    } rows[] = {
+        {"#", COMMENT_RULE},
+        {"#bob", COMMENT_RULE},
+        {"##", COMMENT_RULE},
+        {"//", COMMENT_RULE},
+        {"//bob", COMMENT_RULE},
+        {"/*", COMMENT_RULE},
+        {"\u2013", COMMENT_RULE}, /* what word processors make of -- */
+        {"\u2014", COMMENT_RULE},
+        {"u1,", SEPARATOR_RULE},
+        {"u1,u2", SEPARATOR_RULE},
+        {",u1", SEPARATOR_RULE},
+        {",", SEPARATOR_RULE},
+        {"u1;", SEPARATOR_RULE},
+        {"u1;u2", SEPARATOR_RULE},
+        {";", SEPARATOR_RULE},
+        {"u1|u2", SEPARATOR_RULE},
+        {"|", SEPARATOR_RULE},
+        {"u1\uFF0Cu2", SEPARATOR_RULE}, /* a comma, a semicolon and a colon of full width */
+        {"u1\uFF1B", SEPARATOR_RULE},
+        {"u1\u3001u2", SEPARATOR_RULE},
+        {"u1:", COLON_RULE},
+        {":", COLON_RULE},
+        {"u1\uFF1A", COLON_RULE},
+        {"'u1'", QUOTE_RULE},
+        {"\"u1\"", QUOTE_RULE},
+        {"\"u1", QUOTE_RULE},
+        {"u1\"", QUOTE_RULE},
+        {"'u1", QUOTE_RULE},
+        {"u1'", QUOTE_RULE},
+        {"\"\"", QUOTE_RULE},
+        {"`u1`", QUOTE_RULE},
+        {"\u201Cu1\u201D", QUOTE_RULE},
+        {"\u2018u1\u2019", QUOTE_RULE},
+        {"\u201Eu1", QUOTE_RULE},
+        {"\u201Au1", QUOTE_RULE},
+        {"\u00ABu1\u00BB", QUOTE_RULE},
+        {"u1\u203A", QUOTE_RULE},
+        {"\u2039u1", QUOTE_RULE},
+        {"[u1]", QUOTE_RULE},
+        {"[u1", QUOTE_RULE},
+        {"u1]", QUOTE_RULE},
+        {"[USERID...]", QUOTE_RULE},
+        {"<u1>", QUOTE_RULE},
+        {"(u1)", QUOTE_RULE},
+        {"{u1}", QUOTE_RULE},
+        {"->", QUOTE_RULE},
+        {"**", PATTERN_RULE},
+        {"u*", PATTERN_RULE},
+        {"*u", PATTERN_RULE},
+        {"a*b", PATTERN_RULE},
+        {"u1\u00A0u2", BLANK_RULE},
+        {"u1\u3000u2", BLANK_RULE},
+        {"u1\u202F", BLANK_RULE},
+        {"u1\u200B", BLANK_RULE},
+        {"\u200Eu1", BLANK_RULE},
+        {"u1\u200F", BLANK_RULE},
+        {"u1\u2060", BLANK_RULE},
+        {"\uFEFFu1", BLANK_RULE}, /* a byte order mark: of a file that was appended */
+        {"/", BARE_RULE},
+        {"&", BARE_RULE},
+        {"+", BARE_RULE},
+        {"=", BARE_RULE},
+        {"==", BARE_RULE},
+        {"%", BARE_RULE},
+        {"!", BARE_RULE},
+        {"?", BARE_RULE},
+        {"$", BARE_RULE},
+        {"~", BARE_RULE},
+        {"^", BARE_RULE},
+        {"\\", BARE_RULE}, /* a line that goes on in the next one */
+        {"\\#", BARE_RULE},
+    };
+    char reason[160];
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (size_t j = 0; j < PLACES; j++) {
+            if (rows[i].word[0] == '#' && places[j].format[0] == '%')
+                continue; /* it is a comment */
+            write_in_place(&places[j], rows[i].word);
+            snprintf(reason, sizeof reason, "%s:3: %s", places[j].file, rows[i].reason);
+            assert_refused(reason);
+            assert_string_equal(access_mistake(slice_of(rows[i].word)), rows[i].reason);
+        }
+}
+
+/* What only a user may not be called. */
+static void refuses_users_that_cannot_be(void **state) {
+    static const struct {
+        const char *word, *reason;
+    } rows[] = {{"*", PATTERN_RULE},
+                {"-", "user ID must not be dashes alone"},
+                {"--", "user ID must not be dashes alone"},
+                {"---", "user ID must not be dashes alone"}};
+    char reason[160], why[512];
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (size_t j = 0; j < PLACES; j++) {
+            write_in_place(&places[j], rows[i].word);
+            snprintf(reason, sizeof reason, "%s:3: %s", places[j].file, rows[i].reason);
+            if (places[j].format[0] == '%' && strcmp(places[j].file, "rooms") == 0) {
+                struct access *access = access_load(fake.dir, why, sizeof why);
+                assert_non_null(access);
+                access_free(access);
+            } else {
+                assert_refused(reason);
+            }
+        }
+}
+
+/* What looks a little like the former, and what IDs really are. */
+static void takes_words_that_are_ids(void **state) {
+    static const char *const rows[] = {
+        "d26x6zSkaPSe5gCyy",
+        "GENERAL",
+        "rocket.cat",
+        "a-b_c.d",
+        "-a",
+        "a-",
+        "_",
+        ".",
+        "...",
+        "_a",
+        "a#b",
+        "a#",
+        "a:b",
+        ":a",
+        "@a",
+        "a@b.example",
+        "@",
+        "a/b",
+        "/a",
+        "a+b==",
+        "a=",
+        "o'brien",
+        "a\"b",
+        "a[b",
+        "a<b>c",
+        "a&b",
+        "a?",
+        "a!",
+        "!a",
+        "$a",
+        "~a",
+        "100%",
+        "\u00E9",
+        "\u7533",
+        "\xf0\x9f\x94\x91",
+        "\u0627\u200C\u0628",
+        "O\u2019Brien",
+        "a\u2014b",
+        "a\uFF1Ab",
+    };
+    char why[512] = "";
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (size_t j = 0; j < PLACES; j++) {
+            write_in_place(&places[j], rows[i]);
+            struct access *access = access_load(fake.dir, why, sizeof why);
+            if (access == NULL) fail_msg("%s: %s", rows[i], why);
+            assert_true(access_can_hold(slice_of(rows[i])));
+            access_free(access);
+        }
+}
+
 static void refuses_bad_users(void **state) {
 #define ROW(text, reason)                                                                          \
     { {(text), sizeof(text) - 1}, "users:" reason }
@@ -480,7 +677,11 @@ static void refuses_bad_users(void **state) {
         ROW("u\n", "1: " FORM_RULE),
         ROW("u " SEED_HASH " x\n", "1: " FORM_RULE),
         ROW("# one\n\n\r\nu " SEED_HASH "\nu", "5: " FORM_RULE),
-        ROW("- " SEED_HASH "\n", "1: user ID must not be -"),
+        ROW("- " SEED_HASH "\n", "1: user ID must not be dashes alone"),
+        ROW("u # c\n", "1: " COMMENT_RULE),
+        ROW("u #\n", "1: " COMMENT_RULE),
+        ROW("u " SEED_HASH " # the seed\n", "1: " COMMENT_RULE),
+        ROW("u " SEED_HASH " #\n", "1: " COMMENT_RULE),
         ROW(X255 "x " SEED_HASH "\n", "1: user ID " ID_RULE),
         ROW("\n\xff " SEED_HASH "\n", "2: user ID " ID_RULE),
         ROW("\xc0\x80 " SEED_HASH "\n", "1: user ID " ID_RULE),
@@ -525,12 +726,19 @@ static void refuses_bad_rooms(void **state) {
         ROW("r cc\n", "1: " TYPE_RULE),
         ROW("r \0\n", "1: " TYPE_RULE),
         ROW("r ann p\n", "1: " TYPE_RULE),
-        ROW(" # not a comment\n", "1: " TYPE_RULE),
+        ROW("r p, ann\n", "1: " TYPE_RULE),
+        ROW("r [p] ann\n", "1: " TYPE_RULE),
+        ROW("r public\n", "1: " TYPE_RULE),
+        ROW(" # not a comment\n", "1: " COMMENT_RULE),
+        ROW("* c\n\t#\n", "2: " COMMENT_RULE),
+        ROW("r # c\n", "1: " COMMENT_RULE),
+        ROW("r #\n", "1: " COMMENT_RULE),
+        ROW("r c # ann\n", "1: " COMMENT_RULE),
         ROW(X255 "x c\n", "1: room ID " ID_RULE),
         ROW("\xed\xa0\x80 c\n", "1: room ID " ID_RULE),
         ROW("r\0 c\n", "1: room ID " ID_RULE),
-        ROW("a c\nr p -\n", "2: user ID must not be -"),
-        ROW("r p a b c d e f g h -\n", "1: user ID must not be -"),
+        ROW("a c\nr p -\n", "2: user ID must not be dashes alone"),
+        ROW("r p a b c d e f g h -\n", "1: user ID must not be dashes alone"),
         ROW("r p a \xff\n", "1: user ID " ID_RULE),
         ROW("r c a \xff\n", "1: user ID " ID_RULE),
         ROW("r d a b c d e f g h i\0j\n", "1: user ID " ID_RULE),
@@ -618,7 +826,7 @@ static bool reads_back(const char *id) {
 }
 
 static void can_hold_what_reads_back(void **state) {
-    static const char *const forms[] = {"%c", "a%c", "%ca", "%c%c", "%cä", "ä%c", "-%c"};
+    static const char *const forms[] = {"%c", "a%c", "%ca", "%c%c", "%cä", "ä%c", "-%c", "a%cb"};
     char id[8];
     (void)state;
     for (size_t form = 0; form < sizeof forms / sizeof *forms; form++)
@@ -811,6 +1019,9 @@ int main(void) {
         TEST(passes_over_what_says_nothing),
         TEST(accepts_empty_files),
         TEST(accepts_the_longest_ids),
+        TEST(refuses_words_that_cannot_be_meant),
+        TEST(refuses_users_that_cannot_be),
+        TEST(takes_words_that_are_ids),
         TEST(refuses_bad_users),
         TEST(refuses_bad_rooms),
         TEST(refuses_what_is_no_file),
