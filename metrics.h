@@ -29,12 +29,19 @@ struct histogram {
     uint64_t counts[METRICS_BUCKETS], sum; /* of microseconds, or of what is counted */
 };
 
+/* Of users or rooms: whether the last reading has succeeded, and when the last one that has. */
+struct metrics_reload {
+    bool is_good;
+    uint64_t good_s; /* Unix time */
+};
+
 /* Begins zeroed. */
 struct metrics {
     uint64_t requests[ENDPOINTS][600], existing; /* existing: sets that came too late */
     struct histogram durations, commits, batches;
     /* The owner's to set before metrics_text. */
     uint64_t connections, accepted, lines_dropped, key_ids, log_bytes, failed, start_s;
+    struct metrics_reload users_reload, rooms_reload;
     size_t text_size;
     char text[METRICS_TEXT_BYTES];
 };
