@@ -19,6 +19,7 @@ struct options {
     const char *access_log; /* a file, "-" for standard output, or NULL */
     bool has_no_metrics;
     const char *salvage; /* a file to make, or NULL */
+    bool has_no_log;     /* of check: users and rooms, not the log */
     char **operands;     /* as many as the command takes, then NULL */
 };
 
