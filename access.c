@@ -592,12 +592,6 @@ static int narrow_users(struct loader *loader, const struct access *old) {
     return copy_text(loader, &access->rooms, &old->rooms) < 0 ? -1 : index_rooms(loader);
 }
 
-/* The line of a state that speaks for a room. */
-struct grant {
-    const struct access *access;
-    size_t line; /* or NOWHERE */
-};
-
 /* The text of rooms that two states have in common, in the making. */
 struct common {
     const struct access *old, *new;
@@ -605,8 +599,16 @@ struct common {
     size_t space; /* bytes of rooms that are allocated */
 };
 
+/* The members on a line of rooms, as text that begins with them; and its type. */
+static struct slice members_at(const struct access *access, size_t line, struct slice *type) {
+    struct slice text = text_at(&access->rooms, line), rid;
+    access_next_word(&text, &rid);
+    access_next_word(&text, type);
+    return text;
+}
+
 static void put(struct common *common, struct slice bytes) {
-    assert(bytes.n <= common->space - common->rooms.size);
+    assert(common->rooms.bytes != NULL && bytes.n <= common->space - common->rooms.size);
     memcpy(common->rooms.bytes + common->rooms.size, bytes.p, bytes.n);
     common->rooms.size += bytes.n;
 }
@@ -624,21 +626,21 @@ static int make_space(struct loader *loader, struct common *common, size_t size)
     return 0;
 }
 
-/* Adds a line for a room, with those whom both grants let in. Where one state has no line for the
- * room, it has none for all others either, and so neither will the result: nobody gets in there. The
- * members come from the old state's line, or, if that is open to all, from the new one's. (Only
- * that may be longer than what was read: where many rooms were open, each by a line of its own, and
- * the new file has one long line for all others instead.) */
+/* Adds a line for a room, with those whom a line of each state lets in. The members come from the old
+ * state's line, or, if that is open to all, from the new one's. (Only that may be longer than what was
+ * read: where many rooms were open, each by a line of its own, and the new file has one long line for
+ * all others instead.) Where one state has no line for the room, it has none for all others either,
+ * and so neither will the result: nobody gets in there. */
 static int put_common(struct loader *loader, struct common *common, struct slice rid,
-                      struct grant from, struct grant other) {
-    struct slice text, type, member;
-    if (from.line == NOWHERE || other.line == NOWHERE) return 0;
-    text = text_at(&from.access->rooms, from.line);
-    access_next_word(&text, &member); /* its room, which may be all others */
-    access_next_word(&text, &type);
-    if (type.p[0] == 'c' && from.access == common->old)
-        return put_common(loader, common, rid, other, from);
-
+                      size_t old_line, size_t new_line) {
+    if (old_line == NOWHERE || new_line == NOWHERE) return 0;
+    const struct access *from = common->old, *other = common->new;
+    struct slice type, text = members_at(from, old_line, &type), member;
+    size_t other_line = new_line;
+    if (type.p[0] == 'c') {
+        from = common->new, other = common->old, other_line = old_line;
+        text = members_at(from, new_line, &type);
+    }
     const char *newline = memchr(text.p, '\n', text.n);
     size_t size = newline != NULL ? (size_t)(newline - text.p) : text.n;
     if (make_space(loader, common, rid.n + sizeof " c\n" + size) < 0) return -1;
@@ -646,7 +648,7 @@ static int put_common(struct loader *loader, struct common *common, struct slice
     put(common, SLICE(" "));
     put(common, type);
     while (access_next_word(&text, &member)) {
-        if (type_on_line(other.access, other.line, member) == 0) continue;
+        if (type_on_line(other, other_line, member) == 0) continue;
         put(common, SLICE(" "));
         put(common, member);
     }
@@ -658,16 +660,14 @@ static int put_all_common(struct loader *loader, struct common *common) {
     const struct access *old = common->old, *new = common->new;
     struct slice text, rid;
     for (struct lines lines = lines_of(&old->rooms); next_line(&lines, &text);) {
-        struct grant was = {old, (size_t)(text.p - old->rooms.bytes)};
+        size_t line = (size_t)(text.p - old->rooms.bytes);
         if (!access_next_word(&text, &rid)) continue;
-        if (put_common(loader, common, rid, was, (struct grant){new, line_for(new, rid)}) < 0)
-            return -1;
+        if (put_common(loader, common, rid, line, line_for(new, rid)) < 0) return -1;
     }
     for (struct lines lines = lines_of(&new->rooms); next_line(&lines, &text);) {
-        struct grant is = {new, (size_t)(text.p - new->rooms.bytes)};
+        size_t line = (size_t)(text.p - new->rooms.bytes);
         if (!access_next_word(&text, &rid) || find_room(old, rid) != NOWHERE) continue;
-        if (put_common(loader, common, rid, (struct grant){old, old->default_line}, is) < 0)
-            return -1;
+        if (put_common(loader, common, rid, old->default_line, line) < 0) return -1;
     }
     return 0;
 }
