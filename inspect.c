@@ -117,8 +117,7 @@ static int check_access(const struct options *options) {
 /* Fails when a server would not start with these files, or has yet to make the log. */
 int inspect_check(const struct options *options) {
     char why[WHY_BYTES];
-    if (options->has_no_log)
-        return check_access(options) < 0 || text_finish_output() < 0 ? -1 : 0;
+    if (options->has_no_log) return check_access(options) < 0 || text_finish_output() < 0 ? -1 : 0;
     struct store_inspection inspection = {.visit = NULL};
     int result = store_inspect(options->dir, &inspection, why, sizeof why);
     if (options->salvage) signal(SIGPIPE, SIG_IGN); /* it is made, whoever reads of it */

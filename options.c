@@ -23,6 +23,7 @@
 
 #define CONNECTIONS_DEFAULT 16384
 #define CONNECTIONS_MAX     1000000
+#define MAX_AGE_DAYS_MAX    36500
 
 struct command {
     const char *name; /* of one word or two */
@@ -75,8 +76,15 @@ static const struct command commands[] = {
      "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
      "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
      "room has another key ID; what is before it is on disk, and does no harm a second time.\n\n"},
-    {"users import", admin_users_import, "d", 0, 0, "users import [--data DIR] <FILE",
-     "Replaces users by the login tokens in mongoexport's JSON lines of users.\n\n"},
+    {"users import", admin_users_import, "dg", 0, 0,
+     "users import [--data DIR] [--max-age DAYS] <FILE",
+     "Replaces users by the login tokens in mongoexport's JSON lines of users. Users who are not\n"
+     "active are passed over. Tokens do not expire here; in Rocket.Chat they do, after 90 days\n"
+     "unless it is told otherwise.\n"
+     "\n"
+     "  --max-age DAYS     passes over tokens whose `when` is older, or cannot be read; not those "
+     "of\n"
+     "                     type personalAccessToken, which have none\n"},
     {"rooms import", admin_rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE",
      "Replaces rooms by those in mongoexport's JSON lines of rocketchat_room and\n"
      "rocketchat_subscription, together and in any order. Types but c, p and d are passed "
@@ -151,6 +159,15 @@ static int read_max_connections(const char *text, struct options *options) {
     return 0;
 }
 
+static int read_max_age(const char *text, struct options *options) {
+    uint64_t n;
+    if (!slice_number(slice_of(text), MAX_AGE_DAYS_MAX, &n) || n == 0)
+        return tell("--max-age: not a number of days from 1 to ", DECIMAL(MAX_AGE_DAYS_MAX), ": '",
+                    text, "'");
+    options->max_age_days = (unsigned)n;
+    return 0;
+}
+
 static int read_cors(char *text, struct options *options) {
     if (!api_is_origin_list(slice_of(text)))
         return tell("--cors: not http[s]://HOST[:PORT],... or *: '", text, "'");
@@ -165,6 +182,7 @@ static int read_option(int letter, char *value, struct options *options) {
     case 'l': return read_listen(value, options);
     case 'm': return read_max_connections(value, options);
     case 'c': return read_cors(value, options);
+    case 'g': return read_max_age(value, options);
     case 'd': options->dir = value; break;
     case 's': options->salvage = value; break;
     case 'u': options->has_no_log = true; break;
@@ -194,6 +212,7 @@ static int read_arguments(const struct command *command, int argc, char **argv,
         {"no-metrics", no_argument, NULL, 'n'},
         {"salvage", required_argument, NULL, 's'},
         {"no-log", no_argument, NULL, 'u'},
+        {"max-age", required_argument, NULL, 'g'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
         {0},
