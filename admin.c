@@ -38,6 +38,7 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define WHY_BYTES 512
@@ -188,10 +189,8 @@ int admin_user_add(const struct options *options) {
     const char *user = options->operands[0];
     char token[TOKEN_CHARS + 1], hash[ACCESS_HASH_CHARS + 1];
     struct edit edit;
-    if (!access_can_hold(slice_of(user)))
-        return tell("a USERID is 1 to 255 bytes of UTF-8, no white space, no leading #, neither * "
-                    "nor -: ",
-                    user);
+    const char *mistake = access_mistake(slice_of(user));
+    if (mistake) return tell("users cannot hold this USERID: ", mistake);
     if (make_token(token) < 0 || begin_edit(&edit, options->dir, "users") < 0) return -1;
     bool is_copied = copy_users(&edit, SLICE(""), SLICE("")) >= 0;
     access_hash_token(slice_of(token), hash);
@@ -211,7 +210,11 @@ int admin_user_revoke(const struct options *options) {
     int revoked =
         could_be_there ? copy_users(&edit, slice_of(user), slice_of(hash ? hash : "")) : 0;
     if (revoked == 0) tell(user, ": no such token");
-    return end_edit(&edit, revoked > 0);
+    if (end_edit(&edit, revoked > 0) < 0) return -1;
+    text_print(stdout, "users: ", DECIMAL((uint64_t)revoked),
+               " tokens taken out; out of force once the server has reread users: SIGHUP or "
+               "systemctl reload\n");
+    return text_finish_output();
 }
 
 /* Whether a token can be a field's value, which ends in nothing blank and holds no controls (RFC
@@ -254,7 +257,12 @@ struct import {
 
     FILE *file;   /* users go here, and facts of rooms */
     size_t facts; /* how many */
+
+    int64_t oldest_ms; /* of tokens, the time before which they are too old; NO_LIMIT: none is */
+    uint64_t left_out; /* of what is passed over: because it was said to be out of use */
 };
+#define NO_LIMIT         INT64_MIN
+#define DAYS_BEFORE_1970 719469 /* from the first of March of the year 0 */
 
 static int refuse(const struct import *import, const char *why) {
     return tell("line ", DECIMAL(import->line), ": ", why);
@@ -378,23 +386,117 @@ int admin_import(const struct options *options) {
 
 /* ------------------------------------------------------------------------ users, rooms import */
 
+static int leave_out(struct import *import, const char *why) {
+    import->left_out++;
+    return pass_over(import, why);
+}
+
+/* Takes a number of so many digits off text, from min to max, and what has to stand before it. */
+static bool take_part(struct slice *text, const char *before, size_t digits, uint64_t min,
+                      uint64_t max, uint64_t *number) {
+    size_t n = strlen(before);
+    if (text->n < n + digits || memcmp(text->p, before, n) != 0) return false;
+    if (!slice_number((struct slice){text->p + n, digits}, max, number)) return false;
+    *text = (struct slice){text->p + n + digits, text->n - n - digits};
+    return *number >= min;
+}
+
+/* Reads the zone at the end of a date: Z, +HHMM or +HH:MM, a minus likewise. */
+static bool read_zone(struct slice text, int64_t *seconds) {
+    uint64_t hours, minutes;
+    *seconds = 0;
+    if (slice_equal(text, SLICE("Z"))) return true;
+    const char *sign = text.n > 0 && text.p[0] == '-' ? "-" : "+";
+    bool is_zone = take_part(&text, sign, 2, 0, 23, &hours) &&
+                   take_part(&text, text.n > 0 && text.p[0] == ':' ? ":" : "", 2, 0, 59, &minutes);
+    if (!is_zone || text.n > 0) return false;
+    *seconds = (int64_t)(hours * 3600 + minutes * 60) * (*sign == '-' ? -1 : 1);
+    return true;
+}
+
+/* Reads a date of ISO 8601, such as 2024-11-23T12:00:00.123Z, down to the second, as seconds since
+ * 1970. For the count of days a year begins in March here, so that its leap day is its last one: the
+ * months from March on have 31, 30, 31, 30, 31 days, and again, which is 153 in five months. */
+static bool read_date(struct slice text, int64_t *seconds) {
+    uint64_t year, month, day, hour, minute, second;
+    int64_t zone_s;
+    if (!take_part(&text, "", 4, 1, 9999, &year) || !take_part(&text, "-", 2, 1, 12, &month) ||
+        !take_part(&text, "-", 2, 1, 31, &day) || !take_part(&text, "T", 2, 0, 23, &hour) ||
+        !take_part(&text, ":", 2, 0, 59, &minute) || !take_part(&text, ":", 2, 0, 60, &second))
+        return false;
+    if (text.n > 0 && text.p[0] == '.') do
+            text.p++, text.n--;
+        while (text.n > 0 && text.p[0] >= '0' && text.p[0] <= '9');
+    if (!read_zone(text, &zone_s)) return false;
+    year -= month <= 2;
+    month += month <= 2 ? 12 : 0;
+    uint64_t days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month - 457) / 5 + day;
+    *seconds = ((int64_t)days - DAYS_BEFORE_1970) * 86400 +
+               (int64_t)(hour * 3600 + minute * 60 + second) - zone_s;
+    return true;
+}
+
+/* Reads milliseconds since 1970, of which those before it are negative. */
+static bool read_ms(struct slice text, int64_t *ms) {
+    uint64_t number;
+    bool is_negative = text.n > 0 && text.p[0] == '-';
+    text = (struct slice){text.p + is_negative, text.n - is_negative};
+    if (text.n > 2 && memcmp(text.p + text.n - 2, ".0", 2) == 0) text.n -= 2; /* a double */
+    if (!slice_number(text, INT64_MAX, &number)) return false;
+    *ms = is_negative ? -(int64_t)number : (int64_t)number;
+    return true;
+}
+
+/* Reads a time as mongoexport writes it: {"$date": ...}, of a string in ISO 8601 or of milliseconds
+ * since 1970, which may be {"$numberLong": "..."}; and what is inside of these alone. */
+static bool read_when(struct json *json, const jsmntok_t *value, int64_t *ms) {
+    char decoded[64];
+    int64_t seconds;
+    const jsmntok_t *inner = json_member(json, value, SLICE("$date"));
+    if (inner) value = inner;
+    if (json_type(json, value) == JSON_NUMBER) return read_ms(json_literal(json, value), ms);
+    inner = json_member(json, value, SLICE("$numberLong"));
+    struct slice text = json_string(json, inner ? inner : value, decoded, sizeof decoded);
+    if (json->why) return false;
+    if (inner) return read_ms(text, ms);
+    if (!read_date(text, &seconds)) return false;
+    *ms = seconds * 1000;
+    return true;
+}
+
+/* Takes a token of a user, or says why not. */
+static int take_token(struct import *import, struct json *json, const char *user,
+                      const jsmntok_t *token) {
+    char hash[ID_BYTES], type[ID_BYTES];
+    int64_t when_ms;
+    json->why = NULL; /* a lone surrogate in one token is no fault of the next */
+    struct slice hashed = text_of(json, json_member(json, token, SLICE("hashedToken")), hash);
+    if (!access_is_hash(hashed))
+        return pass_over(import, "has a token that is passed over: without a hashedToken");
+    struct slice kind = text_of(json, json_member(json, token, SLICE("type")), type);
+    if (import->oldest_ms != NO_LIMIT && !slice_equal(kind, SLICE("personalAccessToken"))) {
+        if (!read_when(json, json_member(json, token, SLICE("when")), &when_ms))
+            return pass_over(import, "has a token that is passed over: without a `when` that can "
+                                     "be read, so its age is not known");
+        if (when_ms < import->oldest_ms)
+            return leave_out(import, "has a token that is passed over: older than --max-age");
+    }
+    text_print(import->file, user, " ", hash, "\n");
+    import->taken++;
+    return 0;
+}
+
 static int take_user(struct import *import, struct json *json) {
-    char id[ID_BYTES], hash[ID_BYTES];
+    char id[ID_BYTES];
     struct slice user = text_of(json, member(json, "_id"), id);
     const jsmntok_t *resume = json_member(json, member(json, "services"), SLICE("resume"));
     const jsmntok_t *tokens = json_member(json, resume, SLICE("loginTokens")), *token = NULL;
     if (!access_can_hold(user))
         return pass_over(import, "is passed over: users cannot hold its _id");
+    if (slice_equal(json_literal(json, member(json, "active")), SLICE("false")))
+        return leave_out(import, "is passed over: its user is not active");
     if (json_type(json, tokens) != JSON_ARRAY) return 0;
-    while ((token = json_next(json, tokens, token))) {
-        struct slice hashed = text_of(json, json_member(json, token, SLICE("hashedToken")), hash);
-        if (access_is_hash(hashed)) {
-            text_print(import->file, id, " ", hash, "\n");
-            import->taken++;
-        } else {
-            pass_over(import, "has a token that is passed over: without a hashedToken");
-        }
-    }
+    while ((token = json_next(json, tokens, token))) take_token(import, json, id, token);
     return 0;
 }
 
@@ -462,9 +564,12 @@ static int sort_facts(struct import *import, char *text, FILE *out) {
     return result;
 }
 
-/* Ends an import. Nothing at all to import is a mistake made somewhere else. */
+/* Ends an import. Nothing at all to import is a mistake made somewhere else; but where there was
+ * something, and all of it is out of use, nobody is left. */
 static int end_import(const struct import *import, const struct edit *edit, int result) {
-    if (result == 0 && import->taken == 0) result = tell(edit->name, ": nothing to import");
+    bool is_emptied = import->left_out > 0 && import->left_out == import->passed_over;
+    if (result == 0 && import->taken == 0 && !is_emptied)
+        result = tell(edit->name, ": nothing to import");
     if (end_edit(edit, result == 0) < 0) return -1;
     text_print(stdout, edit->name, ": ", DECIMAL(import->taken), " lines, ",
                DECIMAL(import->passed_over), " passed over\n");
@@ -474,7 +579,9 @@ static int end_import(const struct import *import, const struct edit *edit, int 
 int admin_users_import(const struct options *options) {
     struct edit edit;
     if (begin_edit(&edit, options->dir, "users") < 0) return -1;
-    struct import import = {.take = take_user, .file = edit.file};
+    struct import import = {.take = take_user, .file = edit.file, .oldest_ms = NO_LIMIT};
+    if (options->max_age_days > 0)
+        import.oldest_ms = ((int64_t)time(NULL) - options->max_age_days * (int64_t)86400) * 1000;
     return end_import(&import, &edit, read_lines(&import));
 }
 

@@ -113,14 +113,31 @@ static int check_log(const struct options *options) {
     return result;
 }
 
+/* Says what is wrong with users and rooms, of both, and who may be misspelt. Returns 0, or -1,
+ * reported: a server would not start with them. */
+static int check_access(const struct options *options) {
+    static struct access_reload files; /* too large for a stack */
+    struct access_strangers strangers;
+    access_reload(options->dir, NULL, &files);
+    for (int i = 0; i < ACCESS_FILES; i++)
+        if (files.why[i][0] != '\0') tell(files.why[i]);
+    if (!files.access) return -1;
+    int result = access_count_strangers(files.access, &strangers);
+    access_free(files.access);
+    if (result < 0) return tell("out of memory");
+    if (strangers.count > 0)
+        text_print(stdout, options->dir, "/rooms: ", DECIMAL(strangers.count),
+                   " members have no token in users, the first one on line ",
+                   DECIMAL(strangers.line), "\n");
+    return 0;
+}
+
 /* Fails when a server would not start with these files, or has yet to make the log. */
 int inspect_check(const struct options *options) {
-    char why[WHY_BYTES];
+    int result = 0;
     if (options->salvage) signal(SIGPIPE, SIG_IGN); /* it is made, whoever reads of it */
-    int result = check_log(options);
-    struct access *access = access_load(options->dir, why, sizeof why);
-    if (!access) result = tell(why);
-    access_free(access);
+    if (!options->has_no_log) result = check_log(options);
+    if (check_access(options) < 0) result = -1;
     return text_finish_output() == 0 ? result : -1;
 }
 

@@ -305,6 +305,11 @@ struct slice json_string(struct json *json, const jsmntok_t *string, char *buffe
     return (struct slice){buffer, out.n};
 }
 
+struct slice json_literal(const struct json *json, const jsmntok_t *value) {
+    bool is_literal = value != NULL && value->type == JSMN_PRIMITIVE;
+    return is_literal ? token_text(json, value) : (struct slice){"", 0};
+}
+
 /* Whether a member's name, as written, is this one, which has no need of escapes: they only make it
  * longer. */
 static bool is_named(struct slice written, struct slice name) {

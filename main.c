@@ -63,10 +63,10 @@ struct listening {
 /* A running reread of users and rooms. */
 struct reload {
     const char *dir;
+    const struct access *old; /* in force meanwhile */
     pthread_t thread;
     bool is_running, is_wanted;
-    struct access *access; /* the thread's result, NULL with `why` */
-    char why[256];
+    struct access_reload result; /* the thread's, until it has been joined */
 };
 
 struct server {
@@ -161,8 +161,14 @@ static bool accept_conns(struct server *server, int listening_fd) {
 
 static void *reload_main(void *argument) {
     struct reload *reload = argument;
-    reload->access = access_load(reload->dir, reload->why, sizeof reload->why);
+    access_reload(reload->dir, reload->old, &reload->result);
     return NULL;
+}
+
+/* Whether the last reading of a file has succeeded, for the metrics. */
+static void note_reload(struct metrics_reload *noted, bool is_good) {
+    noted->is_good = is_good;
+    if (is_good) noted->good_s = (uint64_t)time(NULL);
 }
 
 /* Starts rereading users and rooms beside the loop, or remembers to when that is under way. Says
@@ -174,22 +180,42 @@ static void start_reload(struct server *server) {
     notify(news);
     reload->is_wanted = reload->is_running;
     if (reload->is_running) return;
+    reload->old = server->access;
     int error = pthread_create(&reload->thread, NULL, reload_main, reload);
-    if (error) tell("cannot reload: ", strerror(error));
-    if (error) notify("READY=1");
     reload->is_running = error == 0;
+    if (error == 0) return;
+    tell("cannot reload: ", strerror(error));
+    note_reload(&server->conns.metrics.users_reload, false);
+    note_reload(&server->conns.metrics.rooms_reload, false);
+    notify("READY=1");
+}
+
+/* Says what is wrong with a file, and what is in force now; what is taken is what the other one may
+ * have taken away. */
+static void tell_of_bad_file(const struct server *server, enum access_file bad, const char *name,
+                             const char *other_name, const char *taken) {
+    const struct access_reload *result = &server->reload.result;
+    if (result->why[bad][0] == '\0') return;
+    if (result->access)
+        tell(result->why[bad], "; ", other_name, ": ", taken,
+             " that are gone are out of force, new ones wait until ", name, " is mended");
+    else
+        tell(result->why[bad], "; users and rooms stay as they were");
 }
 
 static void finish_reload(struct server *server) {
     struct reload *reload = &server->reload;
     if (!reload->is_running || pthread_tryjoin_np(reload->thread, NULL) != 0) return;
     reload->is_running = false;
-    if (reload->access) {
+    if (reload->result.access) { /* first of all: to tell of it may have to wait for a reader */
         access_free(server->access);
-        server->conns.api.access = server->access = reload->access;
-    } else {
-        tell(reload->why, "; users and rooms stay as they were");
+        server->conns.api.access = server->access = reload->result.access;
     }
+    struct metrics *metrics = &server->conns.metrics;
+    note_reload(&metrics->users_reload, reload->result.why[ACCESS_USERS][0] == '\0');
+    note_reload(&metrics->rooms_reload, reload->result.why[ACCESS_ROOMS][0] == '\0');
+    tell_of_bad_file(server, ACCESS_USERS, "users", "rooms", "rooms and members");
+    tell_of_bad_file(server, ACCESS_ROOMS, "rooms", "users", "tokens");
     if (reload->is_wanted)
         start_reload(server);
     else
@@ -443,6 +469,8 @@ static int start(struct server *server) {
                               .origins = slice_of(options->cors),
                               .metrics = options->has_no_metrics ? NULL : &conns->metrics};
     conns->metrics.start_s = (uint64_t)time(NULL);
+    note_reload(&conns->metrics.users_reload, true); /* otherwise it would not start */
+    note_reload(&conns->metrics.rooms_reload, true);
     conns->log.path = options->access_log;
     if (access_log_open(&conns->log) < 0) return -1;
     conns->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -466,7 +494,7 @@ static bool stop(struct server *server) {
              " bytes are lost: nobody takes them");
     if (server->reload.is_running) {
         pthread_join(server->reload.thread, NULL);
-        access_free(server->reload.access);
+        access_free(server->reload.result.access);
     }
     bool is_sound = !server->store || store_close(server->store) == 0;
     access_free(server->access);

@@ -61,6 +61,13 @@ static void put_value(struct metrics *m, const char *name, const char *help, uin
     put(m, name, " ", DECIMAL(value), "\n");
 }
 
+static void put_files(struct metrics *m, const char *name, const char *help, uint64_t users,
+                      uint64_t rooms) {
+    put_family(m, name, "gauge", help);
+    put(m, name, "{file=\"users\"} ", DECIMAL(users), "\n");
+    put(m, name, "{file=\"rooms\"} ", DECIMAL(rooms), "\n");
+}
+
 static void put_histogram(struct metrics *m, const char *name, const char *help,
                           const struct histogram *histogram) {
     bool is_time = histogram != &m->batches;
@@ -111,6 +118,10 @@ struct slice metrics_text(struct metrics *m) {
     put_value(m, "roomkeyd_log_lost", "1: that is because somebody has changed keys.log.", m->lost);
     put_value(m, "roomkeyd_access_log_dropped_total", "Access log lines dropped.",
               m->lines_dropped);
+    put_files(m, "roomkeyd_reload_successful", "1: the last reading found the file good.",
+              m->users_reload.is_good, m->rooms_reload.is_good);
+    put_files(m, "roomkeyd_reload_timestamp_seconds", "The last good reading, in Unix time.",
+              m->users_reload.good_s, m->rooms_reload.good_s);
     put_requests(m);
     put_family(m, "roomkeyd_sets_total", "counter", "Sets of a key ID, by what came of them.");
     put_outcome(m, "success", sets(m, 200));

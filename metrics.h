@@ -23,10 +23,16 @@ struct metrics_request {
 };
 
 #define METRICS_BUCKETS    18
-#define METRICS_TEXT_BYTES 16384 /* more than all series take, with the largest numbers */
+#define METRICS_TEXT_BYTES 20480 /* more than all series take, with the largest numbers */
 
 struct histogram {
     uint64_t counts[METRICS_BUCKETS], sum; /* of microseconds, or of what is counted */
+};
+
+/* Of users or rooms: whether the last reading has succeeded, and when the last one that has. */
+struct metrics_reload {
+    bool is_good;
+    uint64_t good_s; /* Unix time */
 };
 
 /* Begins zeroed. */
@@ -35,6 +41,7 @@ struct metrics {
     struct histogram durations, commits, batches;
     /* The owner's to set before metrics_text. */
     uint64_t connections, accepted, lines_dropped, key_ids, log_bytes, failed, lost, start_s;
+    struct metrics_reload users_reload, rooms_reload;
     size_t text_size;
     char text[METRICS_TEXT_BYTES];
 };

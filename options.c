@@ -23,6 +23,7 @@
 
 #define CONNECTIONS_DEFAULT 16384
 #define CONNECTIONS_MAX     1000000
+#define MAX_AGE_DAYS_MAX    36500
 
 struct command {
     const char *name; /* of one word or two */
@@ -61,11 +62,13 @@ static const struct command commands[] = {
      "SIGTERM or SIGINT stops after what is in flight, a second one at once; SIGHUP rereads users\n"
      "and rooms, reopens the access log. Exit code: 0 stopped, 1 no start, failed disk or second\n"
      "signal, 2 bad usage.\n"},
-    {"check", inspect_check, "ds", 0, 0, "check [--data DIR] [--salvage NEWFILE]",
+    {"check", inspect_check, "dsu", 0, 0, "check [--data DIR] [--no-log | --salvage NEWFILE]",
      "Says what is wrong with the log, users and rooms, and changes nothing: 1 where a server\n"
-     "would not start, or there is no log yet. With --salvage, writes every valid record to a\n"
-     "new log. Also beside a server.\n"
+     "would not start, or there is no log yet. Says how many members of rooms have no token in\n"
+     "users, which is no failure: one may be misspelt. With --salvage, writes every valid record\n"
+     "to a new log. Also beside a server.\n"
      "\n"
+     "  --no-log           users and rooms alone: the log may be long\n"
      "  --salvage NEWFILE  a log to be made, of every valid record\n"},
     {"export", inspect_export, "d", 0, 0, "export [--data DIR]",
      "Prints the key IDs as JSON lines. Also beside a server.\n\n"},
@@ -73,8 +76,15 @@ static const struct command commands[] = {
      "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
      "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
      "room has another key ID; what is before it is on disk, and does no harm a second time.\n\n"},
-    {"users import", admin_users_import, "d", 0, 0, "users import [--data DIR] <FILE",
-     "Replaces users by the login tokens in mongoexport's JSON lines of users.\n\n"},
+    {"users import", admin_users_import, "dg", 0, 0,
+     "users import [--data DIR] [--max-age DAYS] <FILE",
+     "Replaces users by the login tokens in mongoexport's JSON lines of users. Users who are not\n"
+     "active are passed over. Tokens do not expire here; in Rocket.Chat they do, after 90 days\n"
+     "unless it is told otherwise.\n"
+     "\n"
+     "  --max-age DAYS     passes over tokens whose `when` is older, or cannot be read; not those "
+     "of\n"
+     "                     type personalAccessToken, which have none\n"},
     {"rooms import", admin_rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE",
      "Replaces rooms by those in mongoexport's JSON lines of rocketchat_room and\n"
      "rocketchat_subscription, together and in any order. Types but c, p and d are passed "
@@ -149,6 +159,15 @@ static int read_max_connections(const char *text, struct options *options) {
     return 0;
 }
 
+static int read_max_age(const char *text, struct options *options) {
+    uint64_t n;
+    if (!slice_number(slice_of(text), MAX_AGE_DAYS_MAX, &n) || n == 0)
+        return tell("--max-age: not a number of days from 1 to ", DECIMAL(MAX_AGE_DAYS_MAX), ": '",
+                    text, "'");
+    options->max_age_days = (unsigned)n;
+    return 0;
+}
+
 static int read_cors(char *text, struct options *options) {
     if (!api_is_origin_list(slice_of(text)))
         return tell("--cors: not http[s]://HOST[:PORT],... or *: '", text, "'");
@@ -163,8 +182,10 @@ static int read_option(int letter, char *value, struct options *options) {
     case 'l': return read_listen(value, options);
     case 'm': return read_max_connections(value, options);
     case 'c': return read_cors(value, options);
+    case 'g': return read_max_age(value, options);
     case 'd': options->dir = value; break;
     case 's': options->salvage = value; break;
+    case 'u': options->has_no_log = true; break;
     case 'a': options->access_log = value; break;
     case 'n': options->has_no_metrics = true; break;
     }
@@ -190,6 +211,8 @@ static int read_arguments(const struct command *command, int argc, char **argv,
         {"access-log", required_argument, NULL, 'a'},
         {"no-metrics", no_argument, NULL, 'n'},
         {"salvage", required_argument, NULL, 's'},
+        {"no-log", no_argument, NULL, 'u'},
+        {"max-age", required_argument, NULL, 'g'},
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'v'},
         {0},
@@ -214,6 +237,10 @@ static int read_arguments(const struct command *command, int argc, char **argv,
             tell("not a command, or not the first word: '", argv[optind], "'");
         else
             tell("too few words, or too many");
+        return misused(command->name);
+    }
+    if (options->has_no_log && options->salvage) {
+        tell("--salvage reads the log, which --no-log leaves out");
         return misused(command->name);
     }
     options->run = command->run;

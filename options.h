@@ -18,8 +18,10 @@ struct options {
     const char *cors;       /* "*", origins in lower case, or "" */
     const char *access_log; /* a file, "-" for standard output, or NULL */
     bool has_no_metrics;
-    const char *salvage; /* a file to make, or NULL */
-    char **operands;     /* as many as the command takes, then NULL */
+    const char *salvage;   /* a file to make, or NULL */
+    bool has_no_log;       /* of check: users and rooms, not the log */
+    unsigned max_age_days; /* of the tokens that users import takes; 0: any */
+    char **operands;       /* as many as the command takes, then NULL */
 };
 
 /* Reads the command line. Returns OPTIONS_RUN with *options, or the process's exit code where there

@@ -507,7 +507,7 @@ class Run:
     def failed_reloads(self):
         return self.server.stderr.wait_for(
             lambda lines: [line for line in lines if re.search(
-                "cannot reload|users and rooms stay as they were", line)], lambda: True)
+                "cannot reload|users and rooms stay as they were|is mended$", line)], lambda: True)
 
     def end(self):
         """Requests that are in flight when the server is told to stop are answered."""

@@ -49,11 +49,84 @@ static bool next_line(struct slice *text, struct line *line) {
     return false;
 }
 
-static bool is_user(struct slice word) {
-    return slice_is_id(word) && !slice_equal(word, SLICE("-"));
+/* ---- The model: what makes a file good ------------------------------------------------------- */
+
+static bool stands_at(struct slice word, size_t at, const char *part) {
+    struct slice sought = slice_of(part);
+    return at <= word.n && sought.n <= word.n - at && memcmp(word.p + at, sought.p, sought.n) == 0;
 }
 
-/* ---- The model: what makes a file good ------------------------------------------------------- */
+static bool holds(struct slice word, const char *part) {
+    for (size_t at = 0; at < word.n; at++)
+        if (stands_at(word, at, part)) return true;
+    return false;
+}
+
+static bool ends_in(struct slice word, const char *part) {
+    return strlen(part) <= word.n && stands_at(word, word.n - strlen(part), part);
+}
+
+/* Whether somebody who wrote this meant no ID: a comment of some language, a list, a sentence, what
+ * a word processor or a page makes of an ID, or nothing but signs. */
+static bool is_slip(struct slice word) {
+    static const char *const comments[] = {"#", "//", "/*", "\xE2\x80\x93", "\xE2\x80\x94"};
+    static const char *const around[] = {"'",
+                                         "\"",
+                                         "`",
+                                         "(",
+                                         ")",
+                                         "[",
+                                         "]",
+                                         "{",
+                                         "}",
+                                         "<",
+                                         ">",
+                                         "\xC2\xAB",
+                                         "\xC2\xBB",
+                                         "\xE2\x80\x98",
+                                         "\xE2\x80\x99",
+                                         "\xE2\x80\x9A",
+                                         "\xE2\x80\x9C",
+                                         "\xE2\x80\x9D",
+                                         "\xE2\x80\x9E",
+                                         "\xE2\x80\xB9",
+                                         "\xE2\x80\xBA"};
+    static const char *const within[] = {",",
+                                         ";",
+                                         "|",
+                                         "*",
+                                         "\xEF\xBC\x8C",
+                                         "\xEF\xBC\x9B",
+                                         "\xE3\x80\x81",
+                                         "\xC2\xA0",
+                                         "\xE2\x80\x8B",
+                                         "\xE2\x80\x8E",
+                                         "\xE2\x80\x8F",
+                                         "\xE2\x80\xAF",
+                                         "\xE2\x81\xA0",
+                                         "\xE3\x80\x80",
+                                         "\xEF\xBB\xBF"};
+    for (size_t i = 0; i < sizeof comments / sizeof *comments; i++)
+        if (stands_at(word, 0, comments[i])) return true;
+    for (size_t i = 0; i < sizeof around / sizeof *around; i++)
+        if (stands_at(word, 0, around[i]) || ends_in(word, around[i])) return true;
+    for (size_t i = 0; i < sizeof within / sizeof *within; i++)
+        if (holds(word, within[i])) return true;
+    if (ends_in(word, ":") || ends_in(word, "\xEF\xBC\x9A")) return true;
+    for (size_t i = 0; i < word.n; i++)
+        if (memchr("!#$%&+/:=?\\^~", word.p[i], 13) == NULL) return false;
+    return true;
+}
+
+static bool is_room(struct slice word) {
+    return slice_is_id(word) && (slice_equal(word, SLICE("*")) || !is_slip(word));
+}
+
+static bool is_user(struct slice word) {
+    size_t dashes = 0;
+    while (dashes < word.n && word.p[dashes] == '-') dashes++;
+    return slice_is_id(word) && dashes < word.n && !is_slip(word);
+}
 
 /* The base64 of 32 bytes (RFC 4648, 4): 43 characters and a '='. The last of the 43 stands for four
  * bits and two zeros. */
@@ -99,8 +172,7 @@ static unsigned first_bad_room(struct slice rooms) {
     for (struct slice rest = rooms; next_line(&rest, &line);) {
         struct slice type = line.words[1], member;
         bool is_type = type.n == 1 && memchr("cpd", type.p[0], 3) != NULL;
-        if (!slice_is_id(line.words[0]) || !is_type || has_room_above(rooms, &line))
-            return line.number;
+        if (!is_room(line.words[0]) || !is_type || has_room_above(rooms, &line)) return line.number;
         while ((member = next_word(&line.rest)).n > 0)
             if (!is_user(member)) return line.number;
     }

@@ -169,10 +169,15 @@ static void the_same_work_among_many_users(void **state) {
 
 /* ---- the files ---- */
 
-static int make_dir(char *dir, size_t size) {
+static char dir[PATH_MAX - 16], users[PATH_MAX], rooms[PATH_MAX];
+
+static int make_dir(void) {
     const char *parent = getenv("TMPDIR");
-    snprintf(dir, size, "%s/access-work.XXXXXX", parent != NULL ? parent : "/tmp");
-    return mkdtemp(dir) == NULL ? -1 : 0;
+    snprintf(dir, sizeof dir, "%s/access-work.XXXXXX", parent != NULL ? parent : "/tmp");
+    if (mkdtemp(dir) == NULL) return -1;
+    snprintf(users, sizeof users, "%s/users", dir);
+    snprintf(rooms, sizeof rooms, "%s/rooms", dir);
+    return 0;
 }
 
 static void add_line(FILE *file, const char *user, const char *token) {
@@ -181,9 +186,9 @@ static void add_line(FILE *file, const char *user, const char *token) {
     fprintf(file, "%s %s\n", user, hash);
 }
 
-static int write_users(const char *path) {
+static int write_users(void) {
     char user[32], token[32];
-    FILE *file = fopen(path, "w");
+    FILE *file = fopen(users, "w");
     if (file == NULL) return -1;
     for (size_t i = 0; i < CALLS; i++)
         if (calls[i].is_right) add_line(file, calls[i].user, calls[i].token);
@@ -195,26 +200,87 @@ static int write_users(const char *path) {
     return fclose(file);
 }
 
-static int load_users(void **state) {
+static int write_rooms(const char *text) {
+    FILE *file = fopen(rooms, "w");
+    return file != NULL && fputs(text, file) >= 0 && fclose(file) == 0 ? 0 : -1;
+}
+
+static int set_up(void **state) {
     (void)state;
-    char dir[PATH_MAX - 16], users[PATH_MAX], rooms[PATH_MAX], why[512] = "";
-    if (make_dir(dir, sizeof dir) < 0) return -1;
-    snprintf(users, sizeof users, "%s/users", dir);
-    snprintf(rooms, sizeof rooms, "%s/rooms", dir);
-    FILE *empty = fopen(rooms, "w");
-    if (empty != NULL && fclose(empty) == 0 && write_users(users) == 0)
+    char why[512] = "";
+    if (make_dir() < 0) return -1;
+    if (write_users() == 0 && write_rooms("") == 0)
         access_under_test = access_load(dir, why, sizeof why);
     if (access_under_test == NULL) print_error("%s\n", why);
-    unlink(users);
-    unlink(rooms);
-    rmdir(dir);
     return access_under_test != NULL ? 0 : -1;
 }
 
-static int free_users(void **state) {
+static int tear_down(void **state) {
     (void)state;
     access_free(access_under_test);
-    return 0;
+    unlink(users);
+    unlink(rooms);
+    return rmdir(dir);
+}
+
+/* ---- reloads that fail ---- */
+
+static void reload(void) {
+    static struct access_reload result;
+    access_reload(dir, access_under_test, &result);
+    assert_non_null(result.access);
+    access_free(access_under_test);
+    access_under_test = result.access;
+}
+
+/* Tokens that were taken away, that wait for the other file, and that are in force cannot be told
+ * apart by the work, and there is one state to ask, however many reloads have failed. */
+static void the_same_work_after_reloads_that_fail(void **state) {
+    (void)state;
+    assert_int_equal(write_rooms("bad\n"), 0);
+    for (int i = 0; i < 20; i++) {
+        FILE *file = fopen(users, "w");
+        assert_non_null(file);
+        add_line(file, "alice", "alice's token");
+        if (i % 2) add_line(file, "bobby", "bobby's token"); /* it goes, and comes back */
+        add_line(file, "carol", "carol's token");            /* it is new */
+        assert_int_equal(fclose(file), 0);
+        reload();
+        assert_true(ask(SLICE("alice"), SLICE("alice's token")));
+        check_work("in force", true);
+        assert_false(ask(SLICE("alice"), SLICE("alice's spare")));
+        check_work("taken away", false);
+        assert_false(ask(SLICE("bobby"), SLICE("bobby's token")));
+        check_work("taken away, and back", false);
+        assert_false(ask(SLICE("carol"), SLICE("carol's token")));
+        check_work("waits", false);
+        assert_false(ask(SLICE("david"), SLICE("carol's token")));
+        check_work("unknown", false);
+    }
+}
+
+/* The text of rooms that two states have in common grows with the rooms they name, and not with the
+ * number of reloads. */
+static void rooms_do_not_grow_by_reloads_that_fail(void **state) {
+    static const char *const texts[] = {
+        "a p alice bobby\nb c\n* c\n", "a p alice\nc p bobby\n* c\n", "a c\nb c\nd p carol\n* c\n"};
+    (void)state;
+    size_t largest = 0, all = 0;
+    for (size_t i = 0; i < 3; i++) all += strlen(texts[i]);
+    assert_int_equal(write_users(), 0);
+    assert_int_equal(write_rooms("* c\n"), 0);
+    reload();
+    FILE *file = fopen(users, "w");
+    assert_true(file != NULL && fputs("bad\n", file) >= 0 && fclose(file) == 0);
+    for (size_t i = 0; i < 60; i++) {
+        assert_int_equal(write_rooms(texts[i % 3]), 0);
+        reload();
+        if (access_under_test->rooms.size > largest) largest = access_under_test->rooms.size;
+        work = (struct work){0};
+        assert_int_equal(access_room_type(access_under_test, SLICE("e"), SLICE("alice")), 'c');
+        assert_int_equal(work.probes, 1);
+    }
+    assert_true(largest > 0 && largest <= all);
 }
 
 int main(void) {
@@ -222,6 +288,8 @@ int main(void) {
         cmocka_unit_test(the_work_does_not_tell_who_is_known),
         cmocka_unit_test(nothing_is_too_odd_for_the_same_work),
         cmocka_unit_test(the_same_work_among_many_users),
+        cmocka_unit_test(the_same_work_after_reloads_that_fail),
+        cmocka_unit_test(rooms_do_not_grow_by_reloads_that_fail),
     };
-    return cmocka_run_group_tests_name("access_work", tests, load_users, free_users);
+    return cmocka_run_group_tests_name("access_work", tests, set_up, tear_down);
 }

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from server import (
-    ALICE, REPOSITORY, TIMEOUT_S, binary, crc32c, records, run, set_request, write_data,
+    ALICE, REPOSITORY, TIMEOUT_S, binary, crc32c, records, run, set_request, tool, write_data,
 )
 
 ROOMS = [f"room-{i}" for i in range(8)]
@@ -63,6 +63,58 @@ def test_a_whole_log_passes(data):
     size = (data / "keys.log").stat().st_size
     assert (code, errors) == (0, "")
     assert output == f"{data}/keys.log: {len(ROOMS)} records in {size} bytes\n"
+
+
+def test_members_without_a_token_are_counted(data):
+    """A likely slip, and no failure. Each is counted once, and the line of the first one is told."""
+    for rooms, found in (
+        (f"r p {ALICE}\n* c\n", ""),
+        (f"# x\nr p {ALICE}\nq p bobby {ALICE} bob\ns d bobby alise\n",
+         f"{data}/rooms: 2 members have no token in users, the first one on line 3\n"),
+        ("r c bobby", f"{data}/rooms: 1 members have no token in users, the first one on line 1\n"),
+    ):
+        (data / "rooms").write_text(rooms)
+        code, output, errors = command("check", "--data", data)
+        assert (code, errors) == (0, "")
+        assert output.splitlines(keepends=True)[1:] == found.splitlines(keepends=True)
+        assert command("check", "--data", data, "--no-log") == (0, found, "")
+
+
+def test_both_files_mistakes_are_told(data):
+    (data / "users").write_text("alice nonsense\n")
+    (data / "rooms").write_text("r p alice\n  # not for bob\n")
+    code, output, errors = command("check", "--data", data)
+    assert code == 1 and output.count("\n") == 1
+    assert errors.splitlines() == [
+        f"roomkeyd: {data}/users:1: hashed token must be 44 characters, the base64 of 32 bytes",
+        f"roomkeyd: {data}/rooms:2: a comment begins at the start of its line, with #"]
+    assert command("check", "--data", data, "--no-log") == (1, "", errors)
+    (data / "users").write_text("")
+    assert command("check", "--data", data, "--no-log") == (
+        1, "", errors.splitlines(keepends=True)[1])
+
+
+def test_a_check_without_the_log(data, tmp_path):
+    """Is not long in reading it, and minds nothing that is wrong with it."""
+    damage(data, 3)
+    trace = tmp_path / "trace"
+    options = os.environ.get("ASAN_OPTIONS", "")
+    done = subprocess.run(
+        [tool("strace", "strace"), "-f", "-qq", "-o", trace, "-e", "trace=open,openat", binary(), "check",
+         "--no-log", "--data", data], capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
+        env={**os.environ, "ASAN_OPTIONS": f"{options}:detect_leaks=0"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "keys.log" not in trace.read_text() and "/users" in trace.read_text()
+    (data / "keys.log").unlink()
+    assert command("check", "--no-log", "--data", data) == (0, "", "")
+    assert command("check", "--data", data)[0] == 1
+    with open("/dev/full", "w", encoding="ascii") as full:
+        (data / "rooms").write_text("r p bobby\n")
+        done = run("check", "--no-log", "--data", data, stdout=full)
+    assert done.returncode == 1 and "No space left" in done.stderr
+    code, output, errors = command("check", "--no-log", "--salvage", tmp_path / "new")
+    assert (code, output) == (2, "") and "--no-log leaves out" in errors
+    assert not (tmp_path / "new").exists()
 
 
 def test_damage_is_shown_and_nothing_is_changed(data):

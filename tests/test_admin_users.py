@@ -5,6 +5,7 @@ Proves that a file is replaced whole or not at all, whatever fails; that changes
 time all stay; and that no token is seen anywhere but where it has to be.
 """
 
+import datetime
 import fcntl
 import json
 import os
@@ -19,7 +20,8 @@ import time
 import pytest
 
 from server import (
-    ALICE, ALICE_TOKEN, BOB, TIMEOUT_S, USERS, binary, hash_token, run, tool, wait_until, write_data,
+    ALICE, ALICE_TOKEN, BOB, REPOSITORY, TIMEOUT_S, USERS, binary, hash_token, run, tool, wait_until,
+    write_data,
 )
 from test_disk import SMALL_DISK, contents, fill, mounted
 
@@ -139,7 +141,7 @@ def test_a_running_server_takes_users_and_forgets_them(serve):
     assert server.info("r", fields).status == 401
     server.send_signal(signal.SIGHUP)
     wait_until(lambda: server.info("r", fields).status == 200, "the new user")
-    assert command("user", "revoke", "--data", server.directory, "carol") == (0, "", "")
+    assert command("user", "revoke", "--data", server.directory, "carol") == revoked(1)
     assert command("user", "add", "--data", server.directory, "dave")[0] == 0
     server.send_signal(signal.SIGHUP)
     wait_until(lambda: server.info("r", fields).status == 401, "the end of the user")
@@ -191,12 +193,25 @@ def test_who_waits_reads_what_the_one_before_has_written(data, end):
     assert sorted(contents(data)) == ["rooms", "users"]
 
 
+def revoked(count):
+    """What a revoke says that has taken out so many tokens, and when that is in force."""
+    return (0, f"users: {count} tokens taken out; out of force once the server has reread users: SIGHUP "
+               "or systemctl reload\n", "")
+
+
+def test_a_revoke_that_cannot_say_so_is_done_all_the_same(data):
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = run("user", "revoke", "--data", data, ALICE, stdout=full)
+    assert done.returncode == 1 and "standard output: No space left" in done.stderr
+    assert ALICE not in (data / "users").read_text()
+
+
 def test_revoke(data):
     before = (data / "users").read_bytes().decode()
     with open(data / "users", "a", encoding="utf-8") as users:
         users.write(f"\n{ALICE} {hash_token('second')}\n{ALICE} {hash_token('third')}\n")
     revoke = ("user", "revoke", "--data", data)
-    assert command(*revoke, ALICE, hash_token("third")) == (0, "", "")
+    assert command(*revoke, ALICE, hash_token("third")) == revoked(1)
     after = f"{before}\n{ALICE} {hash_token('second')}\n"
     assert (data / "users").read_bytes().decode() == after
     for unknown in (("nobody",), (ALICE, hash_token("third")), (ALICE, "x"), (ALICE, ""),
@@ -204,20 +219,29 @@ def test_revoke(data):
         code, output, errors = command(*revoke, *unknown)
         assert (code, output, errors) == (1, "", f"roomkeyd: {unknown[0]}: no such token\n")
         assert (data / "users").read_bytes().decode() == after
-    assert command(*revoke, ALICE) == (0, "", "")
+    assert command(*revoke, ALICE) == revoked(2)
     assert (data / "users").read_bytes().decode() == f"# who may\n\n#{BOB} {HASH}\n{BOB} {hash_token('x')}\n"
 
 
-@pytest.mark.parametrize("name", ["", " ", "a b", "a\tb", "a\nb", "a\r", "#a", "-", "*", "u" * 256],
-                         ids=ascii)
-def test_add_refuses_what_users_cannot_hold(data, name):
+@pytest.mark.parametrize("name,why", [
+    ("", "1 to 255 bytes"), (" ", "one word"), ("a b", "one word"), ("a\tb", "one word"),
+    ("a\nb", "one word"), ("a\r", "one word"), ("u" * 256, "1 to 255 bytes"), ("#a", "comment"),
+    ("-", "dashes"), ("--", "dashes"), ("*", "alone"), ("a*", "alone"), ("a,b", "separated"),
+    ("a,", "separated"), ("a;", "separated"), ("a:", "colon"), ('"a"', "quotes"), ("'a", "quotes"),
+    ("a\u201d", "quotes"), ("[a]", "brackets"), ("<USERID>", "brackets"), ("a\u00a0b", "invisible"),
+    ("&", "punctuation"),
+], ids=ascii)
+def test_add_refuses_what_users_cannot_hold(data, name, why):
+    """It says why, and does not repeat what could be a token."""
     before = contents(data)
     code, output, errors = command("user", "add", "--data", data, "--", name)
-    assert (code, output) == (1, "") and "a USERID is 1 to 255 bytes" in errors
-    assert contents(data) == before
+    assert (code, output) == (1, "") and contents(data) == before
+    assert errors.startswith("roomkeyd: users cannot hold this USERID: ") and why in errors
+    assert errors.count("\n") == 1 and (len(name) < 2 or name not in errors)
 
 
-@pytest.mark.parametrize("name", ["u" * 255, "ü", "a\rb", "a#", "--data", "a*"], ids=ascii)
+@pytest.mark.parametrize("name", ["u" * 255, "ü", "a\rb", "a#", "--data", "rocket.cat", "a-_b@c"],
+                         ids=ascii)
 def test_add_takes_what_users_can_hold(data, name):
     code, token, _ = command("user", "add", "--data", data, "--", name)
     assert code == 0
@@ -327,10 +351,10 @@ def test_users_that_cannot_be_held_are_told_of(data):
     wrong = user("carol", "x")
     wrong["services"]["resume"]["loginTokens"][0]["hashedToken"] = "short"
     text = lines(user("a b", "x"), user(ALICE, ALICE_TOKEN), {"_id": {"$oid": "0123"}}, wrong)
-    text += '{"_id":"\\ud800"}\n'
+    text += '{"_id":"\\ud800"}\n' + lines(user("u1,u2", "x"), user('"u1"', "x"), user("u1:", "x"))
     code, output, errors = command("users", "import", "--data", data, text=text)
-    assert (code, output) == (0, "users: 1 lines, 4 passed over\n")
-    assert re.findall(r"line (\d+) is passed over", errors) == ["1", "3", "5"]
+    assert (code, output) == (0, "users: 1 lines, 7 passed over\n")
+    assert re.findall(r"line (\d+) is passed over", errors) == ["1", "3", "5", "6", "7", "8"]
     assert "line 4 has a token that is passed over" in errors
     assert (data / "users").read_text() == f"{ALICE} {HASH}\n"
 
@@ -343,6 +367,191 @@ def test_a_token_that_is_none_does_not_cost_the_others(data):
     assert errors == "roomkeyd: line 1 has a token that is passed over: without a hashedToken\n"
     assert (data / "users").read_text() == (
         f"{ALICE} {hash_token('one')}\n{ALICE} {hash_token('two')}\n")
+
+
+def aged(name, when, token="t", **more):
+    """A user with one token of this age, if any."""
+    entry = {"hashedToken": hash_token(token), **more}
+    return {"_id": name, "services": {"resume": {"loginTokens": [
+        entry if when is None else {**entry, "when": when}]}}}
+
+
+def names_in(data):
+    return [line.split()[0] for line in (data / "users").read_text().splitlines()]
+
+
+def test_users_who_are_not_active_are_passed_over(data):
+    off = {**user("off", "o1", "o2"), "active": False}
+    text = lines({**user(ALICE, "a"), "active": True}, off, {**user(BOB, "b"), "active": None},
+                 {"active": False, "_id": "no tokens"}, user("carol", "c"), {**user("d", "d"), "active": 0},
+                 {**user("e", "e"), "active": "false"}, {**user("f", "f"), "active": {"a": False}})
+    code, output, errors = command("users", "import", "--data", data, text=text)
+    assert (code, output) == (0, "users: 6 lines, 2 passed over\n")
+    assert errors.splitlines() == ["roomkeyd: line 2 is passed over: its user is not active",
+                                   "roomkeyd: line 4 is passed over: users cannot hold its _id"]
+    assert names_in(data) == [ALICE, BOB, "carol", "d", "e", "f"]
+
+
+def test_where_nobody_is_active_nobody_is_left(serve):
+    """That is no mistake: a user who was there before is out of force."""
+    server = serve()
+    off = {**user(ALICE, ALICE_TOKEN), "active": False}
+    old = aged(BOB, "2015-01-01T00:00:00Z")
+    result = command("users", "import", "--data", server.directory, "--max-age", "90", text=lines(off, old))
+    assert result[:2] == (0, "users: 0 lines, 2 passed over\n")
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.info("r").status == 401, "the end of the users")
+    # But if it may have been a mistake, nothing is changed.
+    write_data(server.directory)
+    for wrong in (aged(BOB, "yesterday"), {**off, "_id": "a b", "active": True}):
+        code, output, errors = command("users", "import", "--data", server.directory, "--max-age", "90",
+                                       text=lines(off, wrong))
+        assert (code, output) == (1, "") and errors.endswith("users: nothing to import\n")
+        assert (server.directory / "users").read_text() == USERS
+
+
+DAY_S = 86400
+
+
+def iso(seconds, zone="Z", offset_s=0, fraction=""):
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds + offset_s)) + fraction + zone
+
+
+# What mongoexport and its older versions make of a date, and what is inside of that alone.
+WHEN = {
+    "relaxed": lambda s: {"$date": iso(s)},
+    "milliseconds": lambda s: {"$date": iso(s, fraction=".123")},
+    "canonical": lambda s: {"$date": {"$numberLong": str(s * 1000)}},
+    "date of a number": lambda s: {"$date": s * 1000},
+    "number": lambda s: s * 1000,
+    "double": lambda s: float(s * 1000),
+    "long": lambda s: {"$numberLong": str(s * 1000)},
+    "string": iso,
+    "old zone": lambda s: {"$date": iso(s, "+0000", fraction=".000")},
+    "east": lambda s: {"$date": iso(s, "+05:30", 19800)},
+    "west": lambda s: {"$date": iso(s, "-0930", -34200)},
+}
+
+
+@pytest.mark.parametrize("form", WHEN)
+def test_tokens_that_are_too_old_are_passed_over(data, form):
+    """To the hour, across years, months and leap days; tokens of any age without the option."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    for days in (1, 90, rng.randint(2, 2000), rng.randint(2000, 20000)):
+        now = int(time.time())
+        edge = now - days * DAY_S
+        ages = {"new": now - 60, "ahead": now + 7 * DAY_S, "in": edge + 3600, "out": edge - 3600,
+                "old": edge - DAY_S, "older": edge - 400 * DAY_S}
+        text = lines(*(aged(name, WHEN[form](seconds)) for name, seconds in ages.items()))
+        code, output, errors = command("users", "import", "--data", data, "--max-age", str(days), text=text)
+        assert (code, output) == (0, "users: 3 lines, 3 passed over\n"), (days, errors)
+        assert names_in(data) == ["new", "ahead", "in"]
+        assert errors.splitlines() == [
+            f"roomkeyd: line {number} has a token that is passed over: older than --max-age"
+            for number in (4, 5, 6)]
+        assert command("users", "import", "--data", data, text=text)[:2] == (
+            0, "users: 6 lines, 0 passed over\n")
+
+
+def test_dates_are_read_as_python_reads_them(data):
+    """Any day of two centuries, an hour on either side of an edge that is a whole number of days."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    now = int(time.time())
+    days = [rng.randint(1, 36500) for _ in range(40)] + [1, 36500]
+    for number in days:
+        edge = now - number * DAY_S
+        day = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=edge)
+        entries = [aged("in", (day + datetime.timedelta(hours=1)).isoformat() + "Z"),
+                   aged("out", (day - datetime.timedelta(hours=1)).isoformat() + "Z")]
+        assert command("users", "import", "--data", data, "--max-age", str(number),
+                       text=lines(*entries))[0] == 0
+        assert names_in(data) == ["in"], day
+
+
+UNREADABLE = [
+    None, "", "yesterday", "2015", "2015-01-01", "2015-13-01T00:00:00Z", "2015-00-01T00:00:00Z",
+    "2015-01-32T00:00:00Z", "2015-01-01T24:00:00Z", "2015-01-01T00:60:00Z", "2015-01-01T00:00:00",
+    "2015-01-01T00:00:00+5", "2015-01-01T00:00:00+05:3", "2015-01-01T00:00:00Zx", "2015-01-01 00:00:00Z",
+    "15-01-01T00:00:00Z", "0x10", "1e12", "--1", "-", "99999999999999999999", True, [], {},
+    {"$date": None}, {"$date": {}}, {"$date": {"$numberLong": "x"}}, {"$numberLong": []}, "\ud800",
+    "2" * 100,
+]
+
+
+@pytest.mark.parametrize("when", UNREADABLE, ids=ascii)
+def test_a_token_whose_age_is_not_known_is_passed_over(data, when):
+    """Where the age matters. It costs the user's other tokens nothing."""
+    both = aged("u", when)
+    both["services"]["resume"]["loginTokens"].append(
+        {"when": {"$date": iso(time.time())}, "hashedToken": hash_token("new")})
+    arguments = ("users", "import", "--data", data)
+    code, output, errors = command(*arguments, "--max-age", "36500", text=lines(both))
+    assert (code, output) == (0, "users: 1 lines, 1 passed over\n")
+    assert errors == ("roomkeyd: line 1 has a token that is passed over: without a `when` that can be "
+                      "read, so its age is not known\n")
+    assert (data / "users").read_text() == f"u {hash_token('new')}\n"
+    assert command(*arguments, text=lines(both)) == (0, "users: 2 lines, 0 passed over\n", "")
+
+
+@pytest.mark.parametrize("when", [{"$date": {"$numberLong": "-1"}}, {"$date": "1969-12-31T23:59:59Z"},
+                                  {"$date": "0001-01-01T00:00:00Z"}, -62135596800000, 0])
+def test_a_token_from_before_1970_is_old(data, when):
+    text = lines(aged("old", when), aged("new", iso(time.time())))
+    assert command("users", "import", "--data", data, "--max-age", "9999", text=text)[0] == 0
+    assert names_in(data) == ["new"]
+
+
+def test_personal_access_tokens_stay(data):
+    """They have no `when`, since they do not expire."""
+    text = lines(aged("own", None, type="personalAccessToken", bypassTwoFactor=False),
+                 aged("other", None, type="other"),
+                 aged("odd", "2015-01-01T00:00:00Z", type="personalAccessToken"))
+    code, output, errors = command("users", "import", "--data", data, "--max-age", "1", text=text)
+    assert (code, output) == (0, "users: 2 lines, 1 passed over\n") and "line 2 has a token" in errors
+    assert names_in(data) == ["own", "odd"]
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "", "x", "1.5", "36501", "99999999999999999999", "90d"])
+def test_a_max_age_that_is_none(data, days):
+    before = contents(data)
+    code, output, errors = command("users", "import", "--data", data, f"--max-age={days}", text="{}")
+    assert (code, output) == (2, "") and "not a number of days from 1 to 36500" in errors
+    assert contents(data) == before
+
+
+def projected(document, fields):
+    """What mongoexport -f keeps of a document."""
+    if isinstance(document, list):
+        return [projected(one, fields) for one in document]
+    names = {field.split(".")[0] for field in fields}
+    kept = {}
+    for name in names & set(document):
+        rest = [field.split(".", 1)[1] for field in fields if field.startswith(name + ".")]
+        kept[name] = projected(document[name], rest) if rest else document[name]
+    return kept
+
+
+def test_the_readme_s_export_has_what_an_import_needs(data):
+    """Of each of its lines for users: who is active, and, where --max-age is used, how old a token is."""
+    readme = (REPOSITORY / "README.md").read_text()
+    exports = re.findall(r"mongoexport [^&|]*-c users [^&|]*-f (\S+) (.*)", readme)
+    assert len(exports) == 2
+    everything = [{**user(ALICE, ALICE_TOKEN), "active": True}, {**user("off", "x"), "active": False},
+                  aged("own", None, type="personalAccessToken", lastTokenSixDigits="abcdef"),
+                  aged("old", {"$date": "2015-01-01T00:00:00Z"})]
+    everything[0]["services"]["resume"]["loginTokens"][0]["when"] = {"$date": iso(time.time())}
+    for fields, rest in exports:
+        text = lines(*(projected(one, fields.split(",")) for one in everything))
+        assert "active" in fields.split(",")
+        if "|" in rest:  # to jq, which has to leave out the same
+            assert "select(.active != false)" in readme
+            continue
+        assert command("users", "import", "--data", data, "--max-age", "90", text=text)[0] == 0
+        assert names_in(data) == [ALICE, "own"]
 
 
 def test_rooms_import(data):
@@ -359,10 +568,12 @@ def test_rooms_import(data):
 
 def test_rooms_that_cannot_be_held_are_told_of(data):
     text = lines(room("*", "c"), room("a b", "p"), room("#x", "c"), room("r" * 256, "p"),
-                 room("P", "p"), subscription("P", "u v"), subscription("P", "-"), room("\0", "c"))
+                 room("P", "p"), subscription("P", "u v"), subscription("P", "-"), room("\0", "c"),
+                 room("r,", "c"))
+    text += lines(subscription("P", "u1,u2"), subscription("P", "u1:"), subscription("P", "*"))
     code, output, errors = command("rooms", "import", "--data", data, text=text)
-    assert (code, output) == (0, "rooms: 1 lines, 7 passed over\n")
-    assert re.findall(r"line (\d+) is passed over", errors) == list("1234678")
+    assert (code, output) == (0, "rooms: 1 lines, 11 passed over\n")
+    assert re.findall(r"line (\d+) is passed over", errors) == "1 2 3 4 6 7 8 9 10 11 12".split()
     assert (data / "rooms").read_text() == "P p\n"
 
 
@@ -371,7 +582,7 @@ def test_rooms_import_against_a_model(tmp_path):
     seed = random.randrange(1 << 32)
     print("seed", seed)
     rng = random.Random(seed)
-    names = ["".join(rng.choices("ab\x01!~ü", k=rng.randint(1, 4))) for _ in range(60)]
+    names = ["".join(rng.choices("ab\x01!~ü", k=rng.randint(0, 3))) + "z" for _ in range(60)]
     kinds = {name: rng.choice("cpdl") for name in names[:40]}
     said, members = [room(name, kind) for name, kind in kinds.items()], {}
     for _ in range(400):

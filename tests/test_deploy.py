@@ -17,14 +17,18 @@ import pytest
 
 from server import (
     ALREADY_EXISTS,
+    BOB_FIELDS,
     REPOSITORY,
     SUCCESS,
     TIMEOUT_S,
+    USERS,
     Server,
     binary,
+    hash_token,
     room_info,
     run,
     tool,
+    wait_until,
     write_data,
 )
 
@@ -69,6 +73,7 @@ def test_install_and_uninstall(tree, tmp_path, prefix):
     }
     service = (tmp_path / prefix[1:] / "lib/systemd/system/roomkeyd.service").read_text()
     assert re.findall(r"^ExecStart=(\S+)", service, re.M) == [f"{prefix}/sbin/roomkeyd"]
+    assert re.findall(r"^ExecReload=(\S+)", service, re.M) == ["/bin/sh", f"{prefix}/sbin/roomkeyd"]
     version = subprocess.run([tmp_path / prefix[1:] / "sbin/roomkeyd", "--version"],
                              capture_output=True, text=True, check=True).stdout
     assert version == run("--version").stdout
@@ -89,6 +94,43 @@ def test_the_unit_starts_with_an_empty_directory(tmp_path, serve):
         found = {path.name: path.read_text() for path in directory.iterdir()}
         assert found == {"users": "", "rooms": "", **before}
     assert serve(users="", rooms="").info("room").status == 401
+
+
+@pytest.mark.parametrize("bad", ["users", "rooms"])
+def test_the_unit_s_reload_reaches_the_server_and_fails_where_a_file_is_bad(serve, bad):
+    """Its commands in order, as systemd runs them: up to the first that fails."""
+    service = (DEPLOY / "roomkeyd.service").read_text()
+    server = serve(rooms="r p alice bob\n* c\n")
+    environment = {**os.environ, "MAINPID": str(server.pid)}
+
+    def reload():
+        for command in re.findall(r"^ExecReload=(.*)$", service, re.M):
+            command = command.replace("$$", "$").replace("%S/roomkeyd", str(server.directory))
+            command = command.replace("/usr/local/sbin/roomkeyd", binary())
+            done = subprocess.run(shlex.split(command), env=environment, capture_output=True, text=True,
+                                  timeout=TIMEOUT_S, check=False)
+            if done.returncode != 0:
+                break
+        return done
+
+    fields = (("X-User-Id", "late"), ("X-Auth-Token", "late"))
+    late = f"late {hash_token('late')}\n"
+    for text in (USERS + late, late + USERS):  # there is no log yet to a check, or one, but damaged
+        (server.directory / "users").write_text(text)
+        done = reload()
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        wait_until(lambda: server.info("x", fields).status == 200, "the reload")
+        (server.directory / "keys.log").write_bytes(b"not a log\n" * 10)
+    server.expected_stderr = f"/{bad}:1: "
+    (server.directory / "users").write_text("bad\n" if bad == "users" else USERS)
+    (server.directory / "rooms").write_text("bad\n" if bad == "rooms" else "r p alice\n* c\n")
+    done = reload()
+    assert done.returncode == 1 and f"/{bad}:1: line must be" in done.stderr
+    # And what is gone from the other one is out of force.
+    if bad == "rooms":
+        wait_until(lambda: server.info("x", fields).status == 401, "the end of the user")
+    else:
+        wait_until(lambda: server.info("r", BOB_FIELDS).status == 400, "the end of the membership")
 
 
 # ---- the manual --------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def test_a_running_server_opens_users_and_rooms_and_nothing_else(serve, tmp_path
     wait_until(lambda: server.log().endswith(b"\t-\n"), "the seal of a log at rest")
     reload_with(server, USERS)
     (server.directory / "rooms").write_text("broken\n")  # a reload that fails opens no more either
-    server.expected_stderr = "rooms:1: .*stay as they were"
+    server.expected_stderr = "rooms:1: .*until rooms is mended"
     server.send_signal(signal.SIGHUP)
     wait_until(lambda: server.stderr.wait_for(bool), "the report")
     server.set("room2", "key").is_json(200, SUCCESS)

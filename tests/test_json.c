@@ -94,6 +94,23 @@ static void test_types(void **state) {
     json_free(&json);
 }
 
+/* A string is none, also where it looks like one. */
+static void test_literals(void **state) {
+    static const char *const literals[] = {"null", "true", "false", "-1", "0.50e+01",
+                                           "",     "",     "",      ""};
+    struct json json;
+    const jsmntok_t *value = NULL;
+    (void)state;
+    read_text(&json, "{\"a\":[null,true , false,-1 ,0.50e+01, \"true\", \"1\", [1], {\"a\":1}]}");
+    const jsmntok_t *array = member(&json, json.root, "a");
+    for (size_t i = 0; i < sizeof literals / sizeof *literals; i++) {
+        value = json_next(&json, array, value);
+        assert_true(slice_equal(json_literal(&json, value), slice_of(literals[i])));
+    }
+    assert_int_equal(json_literal(&json, NULL).n, 0);
+    json_free(&json);
+}
+
 /* Nothing is found where there is nothing to look in. */
 static void test_members_of_no_object(void **state) {
     static const char *const texts[] = {"[]", "[{\"a\":1}]", "\"a\"", "1", "true", "null", " 0 "};
@@ -217,6 +234,7 @@ int main(void) {
         cmocka_unit_test(test_user),
         cmocka_unit_test(test_subscription_and_room),
         cmocka_unit_test(test_types),
+        cmocka_unit_test(test_literals),
         cmocka_unit_test(test_members_of_no_object),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_strings),

@@ -129,6 +129,19 @@ static void test_past_every_bound(void **state) {
     assert_true(value_of(metrics, BATCH "_bucket{le=\"+Inf\"}") == 1);
 }
 
+/* Each file has its own: one is good while the other is not. */
+static void test_reloads(void **state) {
+    struct metrics *metrics = *state;
+    metrics->users_reload = (struct metrics_reload){true, 1732354800};
+    metrics->rooms_reload = (struct metrics_reload){false, 1732354799};
+    assert_true(value_of(metrics, "roomkeyd_reload_successful{file=\"users\"}") == 1);
+    assert_true(value_of(metrics, "roomkeyd_reload_successful{file=\"rooms\"}") == 0);
+    assert_true(value_of(metrics, "roomkeyd_reload_timestamp_seconds{file=\"users\"}") ==
+                1732354800);
+    assert_true(value_of(metrics, "roomkeyd_reload_timestamp_seconds{file=\"rooms\"}") ==
+                1732354799);
+}
+
 /* Every series there can be, with the longest numbers, ends with the last line whole. */
 static void test_the_longest_text(void **state) {
     struct metrics *metrics = *state;
@@ -143,6 +156,7 @@ static void test_the_longest_text(void **state) {
     metrics->connections = metrics->accepted = metrics->lines_dropped = UINT64_MAX;
     metrics->key_ids = metrics->log_bytes = metrics->failed = metrics->lost =
         metrics->start_s = UINT64_MAX;
+    metrics->users_reload = metrics->rooms_reload = (struct metrics_reload){true, UINT64_MAX};
     struct slice text = metrics_text(metrics);
     static const char end[] = "\n" BATCH "_sum 18446744073709551615.000000\n";
     assert_true(text.n < METRICS_TEXT_BYTES - 1024);
@@ -155,6 +169,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_sets_by_outcome, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_buckets, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_past_every_bound, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_reloads, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_the_longest_text, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@ no full disk can hold up the server, that a rotation loses no line; and that no 
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -20,9 +21,9 @@ import time
 import pytest
 
 from server import (
-    ALICE, ALICE_FIELDS, ALICE_TOKEN, ALREADY_EXISTS, BOB_TOKEN, CALL_PATH, HEALTHZ, INFO_PATH,
-    JSON_TYPE, REPOSITORY, SET_PATH, STORAGE_UNAVAILABLE, SUCCESS, TIMEOUT_S, Client, Server, binary,
-    compact, failure, has_ipv6, hash_token, info_request, inject, parse_ready_line, request, run,
+    ALICE, ALICE_FIELDS, ALICE_TOKEN, ALREADY_EXISTS, BOB_TOKEN, CALL_PATH, EVERY_ROOM, HEALTHZ,
+    INFO_PATH, JSON_TYPE, REPOSITORY, SET_PATH, STORAGE_UNAVAILABLE, SUCCESS, TIMEOUT_S, USERS, Client,
+    Server, binary, compact, failure, has_ipv6, hash_token, info_request, inject, parse_ready_line, request, run,
     set_request, wait_until, write_data,
 )
 
@@ -170,6 +171,54 @@ def test_a_failed_disk_is_seen(serve):
     assert sets_by_outcome(seen) == {"success": 1, "storage_unavailable": 2}
     assert requests_at(seen, "e2e.setRoomKeyID") == {200: 1, 503: 2}
     assert seen["roomkeyd_storage_failed"] == 1 and seen["roomkeyd_key_ids"] == 1
+
+
+def reloads(server):
+    """{file: (whether its last reading has succeeded, when the last one did)}"""
+    seen = metrics(server)
+    return {name: (seen['roomkeyd_reload_successful{file="%s"}' % name],
+                   seen['roomkeyd_reload_timestamp_seconds{file="%s"}' % name])
+            for name in ("users", "rooms")}
+
+
+def test_a_reload_that_fails_is_seen(serve):
+    """Of each file, whatever becomes of the other one; and when it was good last."""
+    begin = int(time.time()) - 1
+    server = serve()
+    server.expected_stderr = "users:1: |rooms:1: "
+    good, last = {"users": USERS, "rooms": EVERY_ROOM}, reloads(server)
+    for name in good:
+        assert last[name][0] == 1 and begin <= last[name][1] <= time.time()
+    for bad in (["users"], ["rooms"], ["users", "rooms"], ["users"], []):
+        wait_until(lambda: time.time() >= max(at for _, at in last.values()) + 2, "a later second")
+        for name in good:
+            (server.directory / name).write_text("bad\n" if name in bad else good[name])
+        before = int(time.time()) - 1  # time(2) may be a tick behind that
+        server.send_signal(signal.SIGHUP)
+        wait_until(lambda: reloads(server) != last, "the reload")
+        now = reloads(server)
+        for name in good:
+            assert now[name][0] == (name not in bad)
+            if name in bad:
+                assert now[name][1] == last[name][1]
+            else:
+                assert before <= now[name][1] <= time.time()
+        last = now
+
+
+def test_a_reload_that_cannot_begin_is_seen(serve):
+    """Where no thread can be made, neither file has been read."""
+    server = serve(program=binary("ROOMKEYD_FAULTS"),
+                   environment={"FAULTS": f"pthread_create 2 1 {errno.EAGAIN}"})  # 1: the committer
+    server.expected_stderr = "^roomkeyd: cannot reload: Resource temporarily unavailable$"
+    before = reloads(server)
+    server.send_signal(signal.SIGHUP)
+    assert server.stderr.wait_for(len)
+    assert reloads(server) == {name: (0, before[name][1]) for name in before}
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: [good for good, _ in reloads(server).values()] == [1, 1], "the next reload")
+    server.stop()
+    assert len(server.stderr.all()) == 1
 
 
 def test_metrics_like_the_other_endpoints(server):

@@ -1,8 +1,8 @@
 """The process as its operator meets it: options, exit codes, listeners, signals, limits.
 
 Proves that what is wrong is said once, clearly, on standard error and with the right exit code,
-that nothing is overwritten that is not the server's own, that a reload changes all or nothing, and
-that running out of descriptors costs neither the server's life nor a whole processor.
+that nothing is overwritten that is not the server's own, that a reload lets nobody in by a file that
+is bad and leaves nobody in by the other one, and that running out of descriptors costs neither the server's life nor a whole processor.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import time
 import pytest
 
 from server import (
-    BOB_FIELDS, HEALTHZ, INVALID_ROOM, ROOMS, SUCCESS, TIMEOUT_S, UNAUTHORIZED, USERS, Client,
+    ALICE_FIELDS, BOB_FIELDS, HEALTHZ, INVALID_ROOM, ROOMS, SUCCESS, TIMEOUT_S, UNAUTHORIZED, USERS, Client,
     binary, has_ipv6, hash_token, in_threads, info_request, port_on_both_families, request,
     room_info, run, set_request, tool, wait_until, write_data,
 )
@@ -405,29 +405,115 @@ def test_reload_under_load(serve):
             done.set()
 
 
-@pytest.mark.parametrize("name,text,where", [
-    ("users", USERS + "alice nonsense\n", "users:3: "),
-    ("rooms", ROOMS + "#\nroom x\n", "rooms:5: "),
-    ("rooms", None, "rooms"),
-])
-def test_a_bad_reload_changes_nothing(serve, name, text, where):
-    """The mistake is reported with file and line, and the old files stay in force, both of them."""
-    server = serve(rooms=ROOMS)
-    server.expected_stderr = re.escape(str(server.directory / where))
-    write_data(server.directory, "", "")  # the other file is good, but must not be taken
-    if text is None:
-        (server.directory / name).unlink()
-    else:
-        (server.directory / name).write_text(text)
+CAROL_FIELDS = (("X-User-Id", "carol"), ("X-Auth-Token", "token-of-carol"))
+CAROL = f"carol {hash_token('token-of-carol')}\n"
+ONLY_ALICE = USERS.splitlines(keepends=True)[0]
+
+
+def write_or_remove(server, **texts):
+    """Changes users and rooms; None: the file is gone."""
+    for name, text in texts.items():
+        if text is None:
+            (server.directory / name).unlink()
+        else:
+            (server.directory / name).write_text(text)
+
+
+def reload_with(server, lines, **texts):
+    """Changes users and rooms, sends SIGHUP and waits for so many lines of standard error more, by
+    which what has been read is in force. Returns them, without what they all begin with."""
+    server.expected_stderr = "/(users|rooms):"  # and the test looks at all of them
+    before = len(server.stderr.wait_for(list, lambda: True))
+    write_or_remove(server, **texts)
     server.send_signal(signal.SIGHUP)
-    assert server.stderr.wait_for(len), "no message"
-    server.info("public", BOB_FIELDS).is_json(200, room_info("public", "c"))
-    server.set("private", "key").is_json(200, SUCCESS)
-    write_data(server.directory, USERS, ROOMS + "mended c\n")
+    found = server.stderr.wait_for(lambda all: len(all) >= before + lines and all[before:])
+    assert found and len(found) == lines, found
+    begin = f"roomkeyd: {server.directory}/"
+    assert all(line.startswith(begin) for line in found), found
+    return [line[len(begin):] for line in found]
+
+
+def status_of(server, room, fields):
+    return server.info(room, fields).status
+
+
+TOKENS_TAKEN = ("; users: tokens that are gone are out of force, new ones wait until rooms is mended")
+ROOMS_TAKEN = ("; rooms: rooms and members that are gone are out of force, new ones wait until users is "
+               "mended")
+NOTHING_TAKEN = "; users and rooms stay as they were"
+
+
+@pytest.mark.parametrize("bad,why", [
+    (ROOMS + "#\nroom x\n", "rooms:5: type must be c, p or d"),
+    (ROOMS + "more p alice # not for bob\n",
+     "rooms:4: a comment begins at the start of its line, with #"),
+    (None, "rooms: No such file or directory"),
+], ids=["type", "comment", "none"])
+def test_while_rooms_is_bad_users_takes_away_and_does_not_add(serve, bad, why):
+    server = serve(rooms=ROOMS)
+    assert reload_with(server, 1, users=ONLY_ALICE + CAROL, rooms=bad) == [why + TOKENS_TAKEN]
+    server.info("public", BOB_FIELDS).is_json(401, UNAUTHORIZED)  # out of force at once
+    server.info("public", CAROL_FIELDS).is_json(401, UNAUTHORIZED)  # it waits
+    server.set("private", "key").is_json(200, SUCCESS)  # as it was
+    # Bob's token comes back: that is new, and waits, too.
+    assert reload_with(server, 1, users=USERS + CAROL) == [why + TOKENS_TAKEN]
+    assert status_of(server, "public", BOB_FIELDS) == 401
+    write_data(server.directory, USERS + CAROL, ROOMS + "mended c\n")
     server.send_signal(signal.SIGHUP)
     wait_until(lambda: server.info("mended").status == 200, "the reload")
+    assert status_of(server, "public", BOB_FIELDS) == status_of(server, "public", CAROL_FIELDS) == 200
     server.stop()
-    assert len(server.stderr.all()) == 1
+    assert len(server.stderr.all()) == 2
+
+
+@pytest.mark.parametrize("bad,why", [
+    (USERS + "alice nonsense\n",
+     "users:3: hashed token must be 44 characters, the base64 of 32 bytes"),
+    (None, "users: No such file or directory"),
+], ids=["hash", "none"])
+def test_while_users_is_bad_rooms_takes_away_and_does_not_add(serve, bad, why):
+    server = serve(rooms="a p alice bob\nb c\nc p alice\nd p alice\n* c\n")
+    rooms = "a p alice\nb p alice\nc c\nnew p alice\n* c\n"
+    assert reload_with(server, 1, users=bad, rooms=rooms) == [why + ROOMS_TAKEN]
+    # bob is out of a; b is not open any more; c does not open yet, nor d by the loss of its line; the
+    # line for all others let bob into `new`, and does not any more.
+    for room in ("a", "b", "c", "d", "new"):
+        server.info(room).is_json(200, room_info(room, "p"))
+        assert status_of(server, room, BOB_FIELDS) == 400
+    server.info("other", BOB_FIELDS).is_json(200, room_info("other", "c"))
+    assert reload_with(server, 1, rooms="a p alice bob\n") == [why + ROOMS_TAKEN]
+    assert [status_of(server, room, BOB_FIELDS) for room in ("a", "b", "other")] == [400] * 3
+    assert [status_of(server, room, ALICE_FIELDS) for room in ("a", "b", "other")] == [200, 400, 400]
+    write_data(server.directory, USERS, "a p alice bob\nmended c\n")
+    server.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.info("mended").status == 200, "the reload")
+    assert status_of(server, "a", BOB_FIELDS) == 200
+    server.stop()
+
+
+def test_while_both_are_bad_nothing_changes(serve):
+    """Both mistakes are told; a good file then takes away from what was in force before."""
+    server = serve(rooms=ROOMS)
+    bad = {"users": ONLY_ALICE + "bob\n", "rooms": "private p bob\npublic\n"}
+    users, rooms = "users:2: line must be USERID HASHED_TOKEN", "rooms:2: line must be RID TYPE [USERID...]"
+    assert reload_with(server, 2, **bad) == [users + NOTHING_TAKEN, rooms + NOTHING_TAKEN]
+    assert status_of(server, "public", BOB_FIELDS) == 200
+    assert status_of(server, "private", ALICE_FIELDS) == 200
+    assert reload_with(server, 1, users=ONLY_ALICE) == [rooms + TOKENS_TAKEN]
+    assert status_of(server, "public", BOB_FIELDS) == 401
+    # The files change places: users has been read and is kept, without bob.
+    assert reload_with(server, 1, users=bad["users"], rooms="private p alice\n") == [users + ROOMS_TAKEN]
+    assert status_of(server, "private", ALICE_FIELDS) == 200
+    assert status_of(server, "public", ALICE_FIELDS) == 400
+    assert status_of(server, "private", BOB_FIELDS) == 401
+    server.stop()
+
+
+@pytest.mark.parametrize("name", ["users", "rooms"])
+def test_a_start_takes_both_or_none(serve, name):
+    server = serve.launch(**{name: "bad\n"})
+    server.expected_exit, server.expected_stderr = 1, f"/{name}:1: line must be "
+    server.judge()
 
 
 def test_many_hangups_at_once(serve):

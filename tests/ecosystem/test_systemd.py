@@ -21,6 +21,7 @@ from server import TIMEOUT_S, binary, tool, wait_until
 from test_deploy import DEPLOY, give_up
 
 SYSTEMD = "/lib/systemd/systemd"
+PROGRAM, DATA = "/opt/roomkeyd/roomkeyd", "/var/lib/roomkeyd"
 MASKED = """systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket
 systemd-journald-audit.socket systemd-journal-flush.service systemd-udevd.service
 systemd-udev-trigger.service systemd-tmpfiles-setup.service systemd-tmpfiles-setup-dev.service
@@ -115,6 +116,12 @@ class Machine:
     def property(self, name, unit="roomkeyd.service"):
         return self.does("systemctl", "show", "-P", name, unit).strip()
 
+    def room_status(self, user, token):
+        """The status of a read of the room called `room`."""
+        return self.does("curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}",
+                         "-H", f"X-User-Id: {user}", "-H", f"X-Auth-Token: {token}",
+                         "http://127.0.0.1:3000/api/v1/rooms.info?roomId=room")
+
     def healthz(self, host="127.0.0.1"):
         return self.does("curl", "-sgS", "--max-time", "20", f"http://{host}:3000/healthz")
 
@@ -175,17 +182,28 @@ def test_it_runs_with_nothing_that_it_does_not_need(machine):
     assert "0" not in fields["Uid"].split()
 
 
+def reload_with_alice(machine):
+    """The manual's own example, and `systemctl reload` for a user and a room more. Returns the token."""
+    token = machine.does(PROGRAM, "user", "add", "--data", DATA, "alice").strip()
+    machine.does("sh", "-c", f"echo 'room c' >>{DATA}/rooms")
+    machine.does("systemctl", "reload", "roomkeyd")
+    wait_until(lambda: machine.property("ActiveState") == "active", "the end of the reload")
+    wait_until(lambda: machine.room_status("alice", token) == "200", "the new user")
+    return token
+
+
 def test_a_reload_is_seen_through(machine):
-    """The manual's own example, and `systemctl reload` for a room more."""
-    machine.does("sh", "-c", "echo 'room c' >>/var/lib/roomkeyd/rooms")
-    before = machine.property("MainPID")
+    before, token = machine.property("MainPID"), reload_with_alice(machine)
+    machine.does(PROGRAM, "user", "revoke", "--data", DATA, "alice")
+    machine.does("sh", "-c", f"echo nonsense >>{DATA}/rooms")
+    failed = machine.run("systemctl", "reload", "roomkeyd")
+    assert failed.returncode != 0 and "failed" in failed.stderr, failed
+    wait_until(lambda: machine.property("ActiveState") == "active", "the end of the reload")
+    assert machine.property("MainPID") == before and machine.healthz() == "ok"
+    wait_until(lambda: machine.room_status("alice", token) == "401", "the end of the user")
+    machine.does("sed", "-i", "/nonsense/d", f"{DATA}/rooms")
     machine.does("systemctl", "reload", "roomkeyd")
     wait_until(lambda: machine.property("ActiveState") == "active", "the end of the reload")
-    assert machine.property("MainPID") == before
-    machine.does("sh", "-c", "echo nonsense >>/var/lib/roomkeyd/rooms")
-    machine.does("systemctl", "reload", "roomkeyd")
-    wait_until(lambda: machine.property("ActiveState") == "active", "the end of the reload")
-    machine.does("sed", "-i", "/nonsense/d", "/var/lib/roomkeyd/rooms")
 
 
 ATTEMPTS = """if True:

@@ -200,10 +200,11 @@ def test_the_filter_keeps_it_from_opening_other_sockets(serve, allowed):
 
 
 def test_the_filter_lets_through_the_shells_of_the_unit(tmp_path, allowed):
-    """ExecStartPre and ExecReload run under it, too."""
+    """ExecStartPre and ExecReload run under it, too; the second of these is the program itself."""
     text = SERVICE.read_text()
     prepare, = re.findall(r"^ExecStartPre=/bin/sh -c '(.*)'$", text, re.M)
     reload, = re.findall(r"^ExecReload=/bin/sh -c '(.*)'$", text, re.M)
+    check, = re.findall(r"^ExecReload=\S+/roomkeyd (.*)$", text, re.M)
     shell = [*filtered(allowed), "/bin/sh", "-c"]
     subprocess.run([*shell, prepare.replace("$$", "$")], cwd=tmp_path, check=True)
     assert sorted(os.listdir(tmp_path)) == ["rooms", "users"]
@@ -211,3 +212,6 @@ def test_the_filter_lets_through_the_shells_of_the_unit(tmp_path, allowed):
         subprocess.run([*shell, reload.replace("$$", "$")], check=True,
                        env={"MAINPID": str(sleeper.pid)})
         assert sleeper.wait(TIMEOUT_S) == -signal.SIGHUP
+    arguments = check.replace("%S/roomkeyd", str(tmp_path)).split()
+    for variable in ("ROOMKEYD_RELEASE", "ROOMKEYD_STATIC"):
+        subprocess.run([*filtered(allowed), binary(variable), *arguments], check=True)
