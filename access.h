@@ -34,7 +34,7 @@ struct access *access_load(const char *dir, char *why, size_t why_size);
  * "users.new" or "rooms.new". */
 struct access *access_load_one(const char *dir, const char *name, char *why, size_t why_size);
 
-/* Makes room for a reason with a path in it. */
+/* So many bytes hold a reason with a path in it. */
 #define ACCESS_WHY_BYTES (PATH_MAX + 128)
 
 /* What came of a reload. */
