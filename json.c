@@ -209,6 +209,10 @@ static struct slice token_text(const struct json *json, const jsmntok_t *token) 
     return (struct slice){json->_text.p + token->start, (size_t)(token->end - token->start)};
 }
 
+struct slice json_written(const struct json *json, const jsmntok_t *value) {
+    return value != NULL ? token_text(json, value) : SLICE("");
+}
+
 enum json_type json_type(const struct json *json, const jsmntok_t *value) {
     if (value == NULL) return JSON_UNDEFINED;
     if (value->type == JSMN_STRING) return JSON_STRING; /* its token begins behind the quote */

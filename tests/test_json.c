@@ -130,6 +130,24 @@ static void test_names(void **state) {
     json_free(&json);
 }
 
+static void test_written(void **state) {
+    static const char *const values[] = {"null", "true",  "-0",      "1e3",   "1.50E+07",
+                                         "\"\"", "\"a\"", "\"\\n\"", "[ 1 ]", "{\"b\" :2}"};
+    struct json json;
+    char text[64];
+    (void)state;
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        bool is_string = values[i][0] == '"'; /* whose quotes are not part of it */
+        snprintf(text, sizeof text, "{ \"a\" :\t%s\n}", values[i]);
+        read_text(&json, text);
+        struct slice written = json_written(&json, member(&json, json.root, "a"));
+        struct slice expected = {values[i] + is_string, strlen(values[i]) - 2 * is_string};
+        assert_true(slice_equal(written, expected));
+        assert_int_equal(json_written(&json, member(&json, json.root, "b")).n, 0);
+        json_free(&json);
+    }
+}
+
 /* ---- Strings --------------------------------------------------------------------------------- */
 
 static void test_strings(void **state) {
@@ -214,15 +232,11 @@ static void test_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_user),
-        cmocka_unit_test(test_subscription_and_room),
-        cmocka_unit_test(test_types),
-        cmocka_unit_test(test_members_of_no_object),
-        cmocka_unit_test(test_names),
-        cmocka_unit_test(test_strings),
-        cmocka_unit_test(test_first_lone_surrogate),
-        cmocka_unit_test(test_quote),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_user),    cmocka_unit_test(test_subscription_and_room),
+        cmocka_unit_test(test_types),   cmocka_unit_test(test_members_of_no_object),
+        cmocka_unit_test(test_names),   cmocka_unit_test(test_written),
+        cmocka_unit_test(test_strings), cmocka_unit_test(test_first_lone_surrogate),
+        cmocka_unit_test(test_quote),   cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests_name("json", tests, NULL, NULL);
 }
