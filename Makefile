@@ -136,7 +136,7 @@ WRAP_test_store  := $(call wrap,pwrite64 pread64 fdatasync fsync ftruncate64 ope
                     fstatat64 flock eventfd pthread_create getrandom malloc calloc realloc table_hash)
 WRAP_faults      := $(call wrap,pwrite64 pread64 read fdatasync fsync ftruncate64 open64 openat64 renameat \
                     unlinkat unlink flock fstat64 lstat64 eventfd eventfd_write epoll_create1 epoll_ctl \
-                    epoll_wait socket setsockopt bind listen getsockname getpeername connect accept4 recv send \
+                    epoll_wait socket getsockopt setsockopt bind listen getsockname getpeername connect accept4 recv send \
                     shutdown write pthread_create getrandom malloc calloc realloc)
 WRAP_test_access_work := $(call wrap,sha256 table_hash table_find table_next)
 WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 open64 openat64 renameat unlinkat)

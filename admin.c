@@ -454,7 +454,7 @@ static bool read_when(struct json *json, const jsmntok_t *value, int64_t *ms) {
     int64_t seconds;
     const jsmntok_t *inner = json_member(json, value, SLICE("$date"));
     if (inner) value = inner;
-    if (json_type(json, value) == JSON_NUMBER) return read_ms(json_literal(json, value), ms);
+    if (json_type(json, value) == JSON_NUMBER) return read_ms(json_written(json, value), ms);
     inner = json_member(json, value, SLICE("$numberLong"));
     struct slice text = json_string(json, inner ? inner : value, decoded, sizeof decoded);
     if (json->why) return false;
@@ -493,7 +493,9 @@ static int take_user(struct import *import, struct json *json) {
     const jsmntok_t *tokens = json_member(json, resume, SLICE("loginTokens")), *token = NULL;
     if (!access_can_hold(user))
         return pass_over(import, "is passed over: users cannot hold its _id");
-    if (slice_equal(json_literal(json, member(json, "active")), SLICE("false")))
+    const jsmntok_t *active = member(json, "active");
+    if (json_type(json, active) == JSON_BOOLEAN &&
+        slice_equal(json_written(json, active), SLICE("false")))
         return leave_out(import, "is passed over: its user is not active");
     if (json_type(json, tokens) != JSON_ARRAY) return 0;
     while ((token = json_next(json, tokens, token))) take_token(import, json, id, token);

@@ -14,7 +14,8 @@
  * goes; a constant body is sent from there without a copy. No request makes a body longer than
  * API_MAX_BODY_BYTES. Nothing is remembered between two calls.
  *
- * Refused on purpose: a Content-Type that is not JSON, and credentials given twice.
+ * Refused on purpose: a Content-Type that is not JSON, compressed bodies, and credentials given
+ * twice.
  */
 #include "api.h"
 #include "json.h"
@@ -30,6 +31,7 @@ struct outcome {
     bool is_private;
     struct slice media_type, body;
     struct slice in_call; /* the same within a method's result; success has none */
+    const char *field;    /* of the reply's head, or NULL */
 };
 
 #define TEXT(literal)                                                                              \
@@ -62,6 +64,9 @@ static const struct outcome
     unauthorized        = {JSON(401, FAILURE "unauthorized\"}")},
     bad_media_type      = {JSON(415, ERROR("Content-Type must be application/json",
                                            "error-unsupported-media-type"))},
+    bad_coding          = {JSON(415, ERROR("Content-Encoding must be identity",
+                                           "error-unsupported-content-encoding")),
+                           .field = "Accept-Encoding: identity"}, /* RFC 9110, section 15.5.16 */
     invalid_json        = {JSON(400, ERROR("Invalid JSON: % at byte %", "error-invalid-json"))},
     match_error         = {JSON(400, FAILURE "Match error: Expected string, got %\"}"),
                            IN_CALL("{\"message\":\"Match error: Expected string, got %\","
@@ -112,6 +117,7 @@ static void finish(const struct exchange *exchange, const struct outcome *outcom
     reply->http = (struct http_reply){.status = outcome->status,
                                       .media_type = outcome->media_type,
                                       .body = exchange->body.n > 0 ? exchange->body : outcome->body,
+                                      .field = outcome->field,
                                       .is_private = outcome->is_private};
     reply->ticket = exchange->ticket;
     reply->exists = exchange->exists;
@@ -211,6 +217,16 @@ static bool has_json_type(const struct http_request *request) {
     return fields == 1 && http_equal_ignoring_case(type, SLICE("application/json"));
 }
 
+/* Whether the body is the text itself, not compressed: no coding is named, or the one that changes
+ * nothing. An empty value is a list of none (RFC 9110, section 5.6.1). Longer lists and two fields
+ * name one or are what no client sends. */
+static bool has_no_coding(const struct http_request *request) {
+    struct slice coding;
+    unsigned fields = http_field(request, "content-encoding", &coding);
+    return fields == 0 ||
+           (fields == 1 && (coding.n == 0 || http_equal_ignoring_case(coding, SLICE("identity"))));
+}
+
 /* Whether the request proves who sends it: api->user. */
 static bool authenticate(struct api *api, const struct http_request *request) {
     struct slice user, token;
@@ -230,6 +246,7 @@ static const struct outcome *read_body(struct exchange *exchange, struct json *j
     struct slice body = exchange->request->body;
     if (!authenticate(exchange->api, exchange->request)) return &unauthorized;
     if (!has_json_type(exchange->request)) return &bad_media_type;
+    if (!has_no_coding(exchange->request)) return &bad_coding;
     enum json_result result = json_read(json, body.n > 0 ? body : SLICE("{}"));
     if (result == JSON_INVALID) return refuse_json(exchange, json);
     return result == JSON_OK ? NULL : &storage_unavailable;
@@ -261,6 +278,16 @@ struct method_call {
     char message[HTTP_MAX_BODY_BYTES]; /* decoded: escapes only make a text longer, so it fits */
 };
 
+/* Reads a call's ID, which the reply repeats as a string: a number as it is written, null as an empty
+ * one. Returns whether it may be one; there may be none, too. */
+static bool read_id(struct json *json, struct argument *id) {
+    const jsmntok_t *value = json_member(json, json->root, SLICE("id"));
+    read_argument(json, value, id);
+    if (id->type == JSON_NUMBER) id->text = json_written(json, value);
+    bool is_id = id->type == JSON_STRING || id->type == JSON_NUMBER || id->type == JSON_NULL;
+    return (is_id || id->type == JSON_UNDEFINED) && id->text.n <= ID_MAX_BYTES;
+}
+
 /* Reads what the message says. Returns whether it has a call's shape. */
 static bool read_message(struct json *json, struct method_call *call) {
     const jsmntok_t *params = json_member(json, json->root, SLICE("params"));
@@ -269,12 +296,11 @@ static bool read_message(struct json *json, struct method_call *call) {
     read_argument(json, room, &call->set.room);
     read_argument(json, room != NULL ? json_next(json, params, room) : NULL, &call->set.key);
     read_member(json, SLICE("msg"), &call->msg);
-    read_member(json, SLICE("id"), &call->id);
     read_member(json, SLICE("method"), &call->method);
+    bool has_good_id = read_id(json, &call->id);
     bool is_call = call->msg.type == JSON_UNDEFINED || slice_equal(call->msg.text, SLICE("method"));
-    bool has_id = call->id.type == JSON_STRING || call->id.type == JSON_UNDEFINED;
-    return json->why == NULL && is_call && has_id && call->id.text.n <= ID_MAX_BYTES &&
-           call->method.type == JSON_STRING && call->method.text.n <= ID_MAX_BYTES;
+    return json->why == NULL && is_call && has_good_id && call->method.type == JSON_STRING &&
+           call->method.text.n <= ID_MAX_BYTES;
 }
 
 /* Reads a call. NULL: it names a method; its arguments point into the message. */
@@ -302,7 +328,7 @@ static const struct outcome *in_result(struct exchange *exchange, const struct m
     struct draft rest = {bytes, 0};
     bool is_match_error = outcome == &match_error;
     struct slice plain = is_match_error ? type_names[call->set.type] : call->method.text;
-    if (call->id.type == JSON_STRING)
+    if (call->id.type != JSON_UNDEFINED)
         add_filled(&rest, SLICE(",\"id\":\"%\""), TEXTS(call->id.text));
     add_filled(&rest, outcome->in_call, TEXTS(plain, plain));
     const struct outcome *result = outcome == &success ? &call_done : &call_failed;

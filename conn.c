@@ -27,14 +27,26 @@
  *      that has more ready sockets than fit in a pass, does not punish its clients.
  *   3. A connection is freed only in the last phase: no event of a pass can point at freed memory.
  *   4. A request is counted and logged once, when its reply is certain: with the status that the
- *      client gets, or 499 if it has gone before the ticket of its set has settled.
+ *      client gets, or 499 if it is known by then that the client has gone.
  *   5. Buffers are bounded: HTTP_MAX_REQUEST_BYTES in, OUT_LIMIT_BYTES and one reply out; an idle
  *      connection has none (CONN_SPARE_OUTBOXES empty ones, for whoever is next, belong to nobody).
- *   6. What epoll tells it tells once. As long as something of it may be untaken, .watched is 0, and
- *      asking again when the connection may go on brings it back.
+ *   6. Nothing that has arrived is forgotten. A TCP socket is watched edge-triggered: epoll reports an
+ *      arrival once, and does not look again at a socket that has been served. That suffices where
+ *      recv has taken all that was there, which is certain if it left room in the buffer. Where
+ *      something may be left, .watched is 0: when the connection may go on, epoll is asked anew, and
+ *      then it looks. But not every recv takes what it has room for (.may_stop_short): on a TCP
+ *      socket it stops at urgent data, which epoll reports as EPOLLPRI; on a Unix socket, after a
+ *      descriptor that was sent with the bytes, and between the bytes of two senders; on others, at
+ *      the end of a message. Such a socket is watched level-triggered: epoll reports it in every
+ *      pass until it is empty.
+ *   7. Requests that have arrived whole are applied, in order, also when their client has gone: after
+ *      a close or a reset the kernel still has what came before it. Such a connection (.is_gone)
+ *      takes the same way as all others, but its replies are dropped instead of sent, and it closes
+ *      as soon as nothing is left to be applied.
  */
 #include "conn.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -58,10 +70,14 @@
 #define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
 #define OUT_FIRST_BYTES 1280  /* likewise for replies; enough for one of nearly all */
 
-/* What a connection waits for. Edge-triggered: what is there when it is asked for, or comes later, is
- * told once, and costs no second look by the kernel when it has been dealt with. */
-#define INPUT  (EPOLLIN | EPOLLRDHUP | EPOLLET)
-#define OUTPUT (EPOLLOUT | EPOLLET)
+/* What a connection waits for. Edge-triggered (EPOLLET): what is there when it is asked for, or comes
+ * later, is told once, and costs no second look by the kernel when it has been dealt with. EPOLLPRI:
+ * something urgent is there; EPOLLRDHUP: the client has shut its end. Errors, and the end of both
+ * directions (EPOLLHUP), are told unasked. */
+#define INPUT       (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET)
+#define INPUT_LEVEL (EPOLLIN | EPOLLRDHUP) /* told in every pass until it is taken */
+#define OUTPUT      (EPOLLOUT | EPOLLET)
+#define NOTHING     EPOLLET
 
 /* Bytes received and not yet used up, with the state of their parsing. */
 struct inbox {
@@ -79,13 +95,15 @@ struct outbox {
 struct conn {
     struct source source;
     uint8_t state;            /* enum conn_state */
-    bool peer_done;           /* the client has shut its end */
+    bool peer_done;           /* the client has shut its end, and all before that is received */
+    bool is_gone;             /* nobody can get a reply any more */
+    bool may_stop_short;      /* a recv may leave bytes in the kernel for which it had room */
     bool closing;             /* close when the replies are sent */
     bool has_input;           /* the inbox may hold a whole request: serve before receiving more */
     bool is_queued;           /* in the queue of the write phase */
     bool is_refusal;          /* beyond the limit */
     bool is_http10;           /* the last request was; that it persists has to be confirmed */
-    uint32_t watched;         /* INPUT or OUTPUT, or 0: to be asked for again */
+    uint32_t watched;         /* one of the four above, or 0: to be asked for again */
     struct conn *prev, *next; /* in the list of its state */
     struct conn *next_queued; /* in the queue of the write phase */
     int64_t since_ms;         /* when it entered its state */
@@ -138,6 +156,10 @@ static void queue_write(struct conns *conns, struct conn *conn) {
 
 /* The last reply is certain: it is counted and logged. */
 static void note(struct conns *conns, struct conn *conn) {
+    if (conn->is_gone) {
+        conn->asked.status = CLIENT_GONE;
+        conn->asked.body_bytes = 0;
+    }
     metrics_count(&conns->metrics, &conn->asked);
     if (!conns->log.path) return;
     access_log_add(&conns->log, conn->line, conn->asked.status, conn->asked.body_bytes);
@@ -147,11 +169,8 @@ static void note(struct conns *conns, struct conn *conn) {
 }
 
 static void close_conn(struct conns *conns, struct conn *conn) {
-    if (conn->ticket) {
-        conn->asked.status = CLIENT_GONE;
-        conn->asked.body_bytes = 0;
-        note(conns, conn);
-    }
+    conn->is_gone = true;
+    if (conn->ticket) note(conns, conn);
     conn->ticket = 0; /* what it stands for happens all the same; nobody is there to be told */
     enter(conns, conn, CONN_CLOSED);
 }
@@ -161,10 +180,31 @@ bool conns_watch(const struct conns *conns, struct source *source, int operation
     return epoll_ctl(conns->epoll_fd, operation, source->fd, &event) == 0;
 }
 
+/* Whether the kernel has bytes of the client's that are not received yet. */
+static bool has_more(const struct conn *conn) {
+    char byte;
+    return recv(conn->source.fd, &byte, 1, MSG_PEEK) > 0;
+}
+
 static void watch_conn(struct conns *conns, struct conn *conn, uint32_t events) {
     if (conn->watched == events) return;
     conn->watched = events;
     if (!conns_watch(conns, &conn->source, EPOLL_CTL_MOD, events)) close_conn(conns, conn);
+}
+
+static uint32_t input_of(const struct conn *conn) {
+    return conn->may_stop_short ? INPUT_LEVEL : INPUT;
+}
+
+static void watch_input(struct conns *conns, struct conn *conn) {
+    watch_conn(conns, conn, input_of(conn));
+}
+
+/* Nobody can get a reply any more. What was sent before still counts, and the last event that told
+ * of it may have been this one. */
+static void lose_client(struct conn *conn) {
+    conn->is_gone = true;
+    conn->watched = 0;
 }
 
 static size_t unsent(const struct conn *conn) { return conn->out ? conn->out->size : 0; }
@@ -197,6 +237,7 @@ static const char *current_date(struct conns *conns) {
 /* Adds the reply in conns->reply. */
 static void add_reply(struct conns *conns, struct conn *conn) {
     struct http_reply *reply = &conns->reply.http;
+    assert(!conn->ticket); /* the reply that has one is the last */
     conn->asked.exists = conns->reply.exists;
     conn->asked.status = (uint16_t)reply->status;
     conn->asked.body_bytes = reply->head_only ? 0 : (uint32_t)reply->body.n;
@@ -241,10 +282,8 @@ static void refuse(struct conns *conns, struct conn *conn, const struct http_req
  * kernel. */
 static void answer(struct conns *conns, struct conn *conn, const struct http_request *request,
                    bool is_last) {
-    char byte;
     api_answer(&conns->api, request, &conns->reply);
-    conn->closing = !request->keep_alive || (conns->is_draining && is_last &&
-                                             recv(conn->source.fd, &byte, 1, MSG_PEEK) <= 0);
+    conn->closing = !request->keep_alive || (conns->is_draining && is_last && !has_more(conn));
     conn->is_http10 = request->is_http10;
     reply_to(conns, conn, request);
 }
@@ -314,6 +353,8 @@ static void apply_and_keep(struct conns *conns, struct conn *conn, struct inbox 
 static void receive(struct conns *conns, struct conn *conn) {
     struct inbox *in = conn->in ? conn->in : empty_inbox(conns->scratch);
     size_t room = in->capacity - in->end;
+    assert(room > 0); /* or a recv of 0 bytes would be taken for the end */
+    assert(!conn->ticket && !conn->has_input && !conn->peer_done);
     ssize_t n = recv(conn->source.fd, in->bytes + in->end, room, 0);
     bool has_failed = n < 0 && errno != EAGAIN && errno != EINTR;
     if (has_failed || (n == 0 && conn->state == CONN_LINGER)) close_conn(conns, conn);
@@ -336,27 +377,40 @@ void conns_apply_held_back(struct conns *conns) {
 
 void conns_handle_event(struct conns *conns, struct source *source, uint32_t events) {
     struct conn *conn = (struct conn *)source;
-    /* Nobody reads a reply; or both ends are shut, and what is unread would be a reset. */
-    bool lingers = conn->state == CONN_LINGER && events & EPOLLIN;
-    if (events & EPOLLERR || (events & EPOLLHUP && !lingers)) close_conn(conns, conn);
+    bool has_ended = events & (EPOLLERR | EPOLLHUP); /* it has failed, or both ends are shut */
     if (conn->state == CONN_CLOSED) return;
+    if (events & EPOLLPRI) conn->may_stop_short = true;
+    if (has_ended && conn->state != CONN_LINGER) {
+        lose_client(conn);
+        queue_write(conns, conn); /* where it closes, unless something is still to be applied */
+    } else if (has_ended && (events & EPOLLERR || !(events & EPOLLIN))) {
+        close_conn(conns, conn); /* with unread input that would be a reset */
+        return;
+    }
     if (events & EPOLLOUT) queue_write(conns, conn);
     if (!(events & EPOLLIN)) return;
-    bool may_go_on = conn->state != CONN_COMMIT && conn->state != CONN_WRITE && !conn->peer_done &&
-                     !conn->has_input;
+    bool may_go_on =
+        !conn->ticket && conn->state != CONN_WRITE && !conn->peer_done && !conn->has_input;
     if (may_go_on) receive(conns, conn);
     /* What stays unread is asked for again when the connection may go on; so is the end of the
-     * input, which may stand right behind what was received. */
-    if (!may_go_on || events & EPOLLRDHUP) conn->watched = 0;
+     * input, which may stand right after what was received. Until then a level-triggered socket
+     * would be told of in every pass. */
+    if (!may_go_on && conn->may_stop_short)
+        watch_conn(conns, conn, NOTHING);
+    else if (!may_go_on || events & EPOLLRDHUP)
+        conn->watched = 0;
 }
 
 /* ------------------------------------------------------------------------ phase: collect */
 
-/* Resumes the connections whose tickets have settled. */
+/* Resumes the connections whose tickets have settled: they are all in COMMIT, since every pass ends
+ * with giving each connection that has a ticket that state. */
 void conns_settle(struct conns *conns, const struct store_settled *settled) {
+    assert(!conns->to_write || !conns->to_write->ticket); /* the pass before has ended */
     if (settled->sets > 0) metrics_count_commit(&conns->metrics, settled->sets, settled->commit_us);
     for (struct conn *conn = conns->lists[CONN_COMMIT].first, *next; conn; conn = next) {
         next = conn->next;
+        assert(conn->ticket && conn->out && conn->reply_begin < conn->out->size);
         if (conn->ticket > settled->up_to) continue;
         conn->ticket = 0;
         if (!settled->ok) {
@@ -373,6 +427,7 @@ void conns_settle(struct conns *conns, const struct store_settled *settled) {
 /* ------------------------------------------------------------------------ phase: deadlines */
 
 static void expire(struct conns *conns, struct conn *conn) {
+    assert(!conn->ticket); /* the disk takes the time it takes */
     if (conn->state == CONN_WRITE || !conn->in || !conn->in->request.begun)
         close_conn(conns, conn); /* it is owed nothing, or does not take it */
     else
@@ -388,17 +443,22 @@ void conns_check_deadlines(struct conns *conns) {
 
 /* ------------------------------------------------------------------------ phase: write */
 
-/* Sends what may be sent. */
+/* Sends what may be sent. What nobody can get any more is as good as sent. */
 static void send_replies(struct conns *conns, struct conn *conn) {
     struct outbox *out = conn->out;
     size_t end = conn->ticket ? conn->reply_begin : out->size, sent = 0;
-    while (sent < end) {
+    assert(end <= out->size);
+    while (sent < end && !conn->is_gone) {
         ssize_t n = send(conn->source.fd, out->bytes + sent, end - sent, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0 && errno != EAGAIN) close_conn(conns, conn);
-        if (n < 0) break;
-        sent += (size_t)n;
+        if (n < 0 && errno == EAGAIN) break;
+        if (n < 0 && errno != EPIPE && errno != ECONNRESET) close_conn(conns, conn);
+        if (n < 0)
+            lose_client(conn);
+        else
+            sent += (size_t)n;
     }
+    if (conn->is_gone) sent = end;
     out->size -= sent;
     conn->reply_begin -= conn->ticket ? sent : 0;
     /* What was sent makes room, or an endless pipeline of sets would make an endless outbox. */
@@ -422,13 +482,21 @@ static void linger(struct conns *conns, struct conn *conn) {
     if (conn->peer_done || shutdown(conn->source.fd, SHUT_WR) < 0)
         close_conn(conns, conn);
     else
-        watch_conn(conns, conn, INPUT);
+        watch_input(conns, conn);
+}
+
+/* Whether the client has gone, and has sent nothing that is still to be applied. */
+static bool is_over(const struct conn *conn) {
+    return conn->is_gone &&
+           (conn->closing || (!conn->has_input && (conn->peer_done || !has_more(conn))));
 }
 
 /* Gives a connection the state that follows from what it holds. */
 static void choose_state(struct conns *conns, struct conn *conn) {
     bool is_free = !conn->ticket && unsent(conn) == 0;
-    if (is_free && conn->closing) {
+    if (is_over(conn)) {
+        close_conn(conns, conn);
+    } else if (is_free && conn->closing) {
         linger(conns, conn);
     } else if (is_free && conn->has_input) {
         queue_write(conns, conn); /* in the next pass, and to be applied before that */
@@ -441,7 +509,8 @@ static void choose_state(struct conns *conns, struct conn *conn) {
                                 : conn->in->request.head_done ? CONN_BODY
                                                               : CONN_HEAD;
         if (conn->state != state) enter(conns, conn, state);
-        if (state != CONN_COMMIT) watch_conn(conns, conn, is_free ? INPUT : OUTPUT);
+        if (state == CONN_WRITE) watch_conn(conns, conn, OUTPUT);
+        if (is_free) watch_input(conns, conn);
     }
 }
 
@@ -452,7 +521,7 @@ void conns_write(struct conns *conns) {
     for (; conn; conn = next) {
         next = conn->next_queued;
         conn->is_queued = false;
-        if (conn->state == CONN_LINGER) watch_conn(conns, conn, INPUT);
+        if (conn->state == CONN_LINGER) watch_input(conns, conn);
         if (conn->state == CONN_CLOSED || conn->state == CONN_LINGER) continue;
         if (conn->out) send_replies(conns, conn);
         if (conn->state != CONN_CLOSED) choose_state(conns, conn);
@@ -465,6 +534,7 @@ unsigned conns_free_closed(struct conns *conns) {
     unsigned freed = 0;
     for (struct conn *conn = conns->lists[CONN_CLOSED].first, *next; conn; conn = next, freed++) {
         next = conn->next;
+        assert(!conn->is_queued && !conn->line);
         conns->refusal_count -= conn->is_refusal;
         close(conn->source.fd);
         free(conn->in);
@@ -487,6 +557,8 @@ int conns_init(struct conns *conns) {
 }
 
 void conns_free(struct conns *conns) {
+    for (struct conn *conn = conns->to_write; conn; conn = conn->next_queued)
+        conn->is_queued = false; /* nobody's turn comes any more */
     for (int state = 0; state < CONN_CLOSED; state++)
         while (conns->lists[state].first) close_conn(conns, conns->lists[state].first);
     conns_free_closed(conns);
@@ -494,21 +566,22 @@ void conns_free(struct conns *conns) {
     free(conns->scratch);
 }
 
-void conns_add(struct conns *conns, int fd, bool is_refusal) {
+void conns_add(struct conns *conns, int fd, bool is_tcp, bool is_refusal) {
     struct conn *conn = calloc(1, sizeof *conn);
     if (!conn) {
         close(fd);
         return;
     }
     conn->source = (struct source){SOURCE_CONN, fd};
-    conn->watched = INPUT;
+    conn->may_stop_short = !is_tcp;
+    conn->watched = input_of(conn);
     conn->is_refusal = is_refusal;
     conn->origin = api_origin(&conns->api, NULL);
     enter(conns, conn, CONN_IDLE);
     conns->metrics.connections = ++conns->count;
     conns->metrics.accepted++;
     conns->refusal_count += is_refusal;
-    if (!conns_watch(conns, &conn->source, EPOLL_CTL_ADD, INPUT))
+    if (!conns_watch(conns, &conn->source, EPOLL_CTL_ADD, conn->watched))
         close_conn(conns, conn);
     else if (is_refusal)
         refuse(conns, conn, NULL, 503, "too many connections");

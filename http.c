@@ -41,6 +41,7 @@
 #include "text.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
 #include <strings.h>
 
 /* ---- Characters --------------------------------------------------------------------------- */
@@ -607,6 +608,7 @@ size_t http_write_reply(char *out, const struct http_reply *reply, const char *d
 
     /* The fields that few replies have. */
     if (reply->allow) end = append(append(end, SLICE("\r\nAllow: ")), slice_of(reply->allow));
+    if (reply->field) end = append(append(end, SLICE("\r\n")), slice_of(reply->field));
     if (reply->retry_after_s > 0)
         end = append_number(append(end, SLICE("\r\nRetry-After: ")), reply->retry_after_s);
     if (reply->varies_by_origin) end = append(end, SLICE("\r\nVary: Origin"));
@@ -619,6 +621,7 @@ size_t http_write_reply(char *out, const struct http_reply *reply, const char *d
         end = append(end, SLICE("\r\nConnection: keep-alive"));
 
     end = append(end, SLICE("\r\n\r\n"));
+    assert(end - out <= HTTP_MAX_REPLY_HEAD_BYTES);
     if (has_content && !reply->head_only) end = append(end, reply->body);
     return (size_t)(end - out);
 }

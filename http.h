@@ -115,6 +115,7 @@ struct http_reply {
     struct slice media_type; /* of the body; not sent when empty */
     struct slice body;       /* its length is sent even when head_only; not for a 204 */
     const char *allow;       /* the methods of a 405 or 204, or NULL */
+    const char *field;       /* one more field, "NAME: VALUE", or NULL */
     struct slice origin;     /* whose scripts may read the reply (CORS); not sent when empty */
     bool varies_by_origin;   /* send Vary: Origin */
     bool is_private;         /* send Cache-Control: no-store */
@@ -130,8 +131,8 @@ const char *http_status(int status);
 #define HTTP_DATE_BYTES 30
 void http_date(time_t now, char date[HTTP_DATE_BYTES]);
 
-/* Longest head that http_write_reply writes, in bytes, as long as media_type, origin and twice
- * allow together stay under HTTP_MAX_REPLY_TEXT_BYTES. */
+/* Longest head that http_write_reply writes, in bytes, as long as media_type, field, origin and
+ * twice allow together stay under HTTP_MAX_REPLY_TEXT_BYTES. */
 #define HTTP_MAX_REPLY_HEAD_BYTES 1024
 #define HTTP_MAX_REPLY_TEXT_BYTES 512
 

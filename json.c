@@ -209,6 +209,10 @@ static struct slice token_text(const struct json *json, const jsmntok_t *token) 
     return (struct slice){json->_text.p + token->start, (size_t)(token->end - token->start)};
 }
 
+struct slice json_written(const struct json *json, const jsmntok_t *value) {
+    return value != NULL ? token_text(json, value) : SLICE("");
+}
+
 enum json_type json_type(const struct json *json, const jsmntok_t *value) {
     if (value == NULL) return JSON_UNDEFINED;
     if (value->type == JSMN_STRING) return JSON_STRING; /* its token begins behind the quote */
@@ -303,11 +307,6 @@ struct slice json_string(struct json *json, const jsmntok_t *string, char *buffe
         json->why = "lone surrogate";
     }
     return (struct slice){buffer, out.n};
-}
-
-struct slice json_literal(const struct json *json, const jsmntok_t *value) {
-    bool is_literal = value != NULL && value->type == JSMN_PRIMITIVE;
-    return is_literal ? token_text(json, value) : (struct slice){"", 0};
 }
 
 /* Whether a member's name, as written, is this one, which has no need of escapes: they only make it

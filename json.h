@@ -81,8 +81,9 @@ enum json_type json_type(const struct json *json, const jsmntok_t *value);
  * the result is to be thrown away. */
 struct slice json_string(struct json *json, const jsmntok_t *string, char *buffer, size_t size);
 
-/* How a number, true, false or null is written, in the text; empty for every other value. */
-struct slice json_literal(const struct json *json, const jsmntok_t *value);
+/* A value as it stands in the text; of a string, what stands between its quotes, with its escapes.
+ * Empty if there is no such value. */
+struct slice json_written(const struct json *json, const jsmntok_t *value);
 
 /* Writes text, which is UTF-8, as a JSON string with its quotes, escaped as JSON.stringify does.
  * Returns the bytes written; out has room for JSON_QUOTED_BYTES(text.n). */

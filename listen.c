@@ -118,7 +118,13 @@ static int describe(struct listener *listener, int fd) {
     char host[LISTEN_IP_BYTES];
     *listener = (struct listener){.fd = fd};
     if (getsockname(fd, &address.sa, &address.size) < 0) return -1;
-    int on = 1, family = address.any.ss_family;
+    int on = 1, protocol = 0, family = address.any.ss_family;
+    socklen_t protocol_size = sizeof protocol;
+    listener->is_tcp = getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &protocol_size) == 0 &&
+                       protocol == IPPROTO_TCP;
+    /* Accepted sockets inherit this and the next option. A passed socket may have been told to keep
+     * quiet until more bytes are there than a request has. */
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &on, sizeof on);
     bool is_v6 = family == AF_INET6, is_abstract = path[0] == '\0';
     if (family == AF_UNIX) {
         text_join(listener->name, sizeof listener->name, UNIX_PREFIX, is_abstract ? "@" : "",
@@ -128,7 +134,7 @@ static int describe(struct listener *listener, int fd) {
     if (!listen_ip_text(&address.any, host)) return -1;
     text_join(listener->name, sizeof listener->name, is_v6 ? "[" : "", host, is_v6 ? "]:" : ":",
               DECIMAL(ntohs(address.in.sin_port))); /* which is where sin6_port is */
-    /* Accepted sockets inherit it: a reply is one send, nothing is gained by holding it back. */
+    /* A reply is one send, nothing is gained by holding it back. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     return 0;
 }

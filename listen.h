@@ -11,6 +11,7 @@
 
 struct listener {
     int fd;           /* non-blocking, close-on-exec */
+    bool is_tcp;      /* TCP itself: not Unix, nor another protocol of IP, as MPTCP is */
     struct stat made; /* a Unix socket's file, if listen_open has made it: only what is still ours
                          is unlinked at the end; otherwise zeroes */
     /* The address as listen_open takes it, with the real port; unix:@NAME for an abstract socket,

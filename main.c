@@ -139,13 +139,15 @@ static bool is_of_one(int error) {
 }
 
 /* Accepts a bounded number of connections. Returns whether there may be more. */
-static bool accept_conns(struct server *server, int listening_fd) {
+static bool accept_conns(struct server *server, const struct listening *listening) {
     for (int i = 0; i < ACCEPTS_PER_PASS && !server->is_resting; i++) {
         bool has_room = server->conns.refusal_count < REFUSALS_MAX;
-        int fd = has_room ? accept4(listening_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC) : -1;
+        int fd =
+            has_room ? accept4(listening->source.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC) : -1;
         if (fd >= 0) {
             unsigned served = server->conns.count - server->conns.refusal_count;
-            conns_add(&server->conns, fd, served >= server->max_connections);
+            conns_add(&server->conns, fd, listening->listener.is_tcp,
+                      served >= server->max_connections);
         } else if (!has_room) {
             rest_listeners(server, "too many connections beyond the limit");
         } else if (errno == EAGAIN || errno == EINVAL) {
@@ -235,7 +237,7 @@ static void close_listeners(struct server *server) {
 static void start_draining(struct server *server) {
     notify("STOPPING=1");
     for (int i = 0; i < server->listening_count; i++)
-        while (accept_conns(server, server->listening[i].source.fd)) continue;
+        while (accept_conns(server, &server->listening[i])) continue;
     close_listeners(server);
     server->conns.is_draining = true;
     server->drain_until_ms = server->conns.now_ms + DRAIN_MS;
@@ -318,7 +320,7 @@ static void accept_and_signals(struct server *server, const struct epoll_event *
             tell("a listening socket has been shut down: stopping");
             start_draining(server);
         } else if (may_accept) {
-            accept_conns(server, source->fd);
+            accept_conns(server, (const struct listening *)source);
         } else if (source->kind == SOURCE_SIGNAL) {
             handle_signals(server);
         }

@@ -45,7 +45,7 @@
 enum call {
     PWRITE, PREAD, READ, FDATASYNC, FSYNC, FTRUNCATE, OPEN, OPENAT, RENAMEAT, UNLINKAT, UNLINK,
     FLOCK, FSTAT, LSTAT, EVENTFD, EVENTFD_WRITE, EPOLL_CREATE, EPOLL_CTL, EPOLL_WAIT, SOCKET,
-    SETSOCKOPT, BIND, LISTEN, GETSOCKNAME, CONNECT, ACCEPT, RECV, SEND, SHUTDOWN, WRITE, GETPEERNAME, THREAD_CREATE,
+    GETSOCKOPT, SETSOCKOPT, BIND, LISTEN, GETSOCKNAME, CONNECT, ACCEPT, RECV, SEND, SHUTDOWN, WRITE, GETPEERNAME, THREAD_CREATE,
     GETRANDOM, MALLOC, CALLOC, REALLOC, CALLS
 };
 
@@ -57,6 +57,7 @@ static const char *const names[CALLS] = {
     [FSTAT] = "fstat64", [LSTAT] = "lstat64", [EVENTFD] = "eventfd",
     [EVENTFD_WRITE] = "eventfd_write", [EPOLL_CREATE] = "epoll_create1", [EPOLL_CTL] = "epoll_ctl",
     [EPOLL_WAIT] = "epoll_wait", [SOCKET] = "socket", [SETSOCKOPT] = "setsockopt", [BIND] = "bind",
+    [GETSOCKOPT] = "getsockopt",
     [LISTEN] = "listen", [GETSOCKNAME] = "getsockname", [CONNECT] = "connect", [ACCEPT] = "accept4",
     [RECV] = "recv", [SEND] = "send", [SHUTDOWN] = "shutdown", [WRITE] = "write",
     [GETPEERNAME] = "getpeername", [THREAD_CREATE] = "pthread_create",
@@ -137,6 +138,7 @@ extern __typeof__(epoll_create1) __real_epoll_create1;
 extern __typeof__(epoll_ctl) __real_epoll_ctl;
 extern __typeof__(epoll_wait) __real_epoll_wait;
 extern __typeof__(socket) __real_socket;
+extern __typeof__(getsockopt) __real_getsockopt;
 extern __typeof__(setsockopt) __real_setsockopt;
 extern __typeof__(listen) __real_listen;
 extern __typeof__(recv) __real_recv;
@@ -234,6 +236,10 @@ int __wrap_epoll_wait(int epoll_fd, struct epoll_event *events, int max, int tim
 
 int __wrap_socket(int domain, int type, int protocol) {
     return fails(SOCKET) ? -1 : __real_socket(domain, type, protocol);
+}
+
+int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *size) {
+    return fails(GETSOCKOPT) ? -1 : __real_getsockopt(fd, level, name, value, size);
 }
 
 int __wrap_setsockopt(int fd, int level, int name, const void *value, socklen_t size) {

@@ -110,6 +110,7 @@ SINGLE = {
     "epoll_ctl": "ENOMEM ENOSPC",
     "epoll_wait": "EINTR",
     "socket": "EMFILE ENFILE ENOBUFS ENOMEM EACCES EAFNOSUPPORT",
+    "getsockopt": "ENOBUFS",
     "setsockopt": "ENOBUFS",
     "bind": "EACCES EADDRINUSE EADDRNOTAVAIL ENOMEM",
     "listen": "EADDRINUSE",

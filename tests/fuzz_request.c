@@ -8,6 +8,8 @@
  * - every reply is one: a status line, a Date, fields, and a body that is as long as Content-Length
  *   says and that jansson reads as JSON where its type says so;
  * - one reply a request, in order, and none after a close;
+ * - a coded body is never taken, and the refusal says which coding would be;
+ * - a method's result repeats the call's ID, as jansson reads it;
  * - a 200 to a set means that the array has the key ID, and nothing else changes the array; a key
  *   ID once there is what every later reply shows, and never replaced;
  * - the stream cut into pieces gets the same replies as the whole.
@@ -100,7 +102,7 @@ uint64_t store_log_bytes(const struct store *store) { return 100 * (uint64_t)sto
 
 struct seen_reply {
     int status;
-    bool has_length, has_date, closes, is_json;
+    bool has_length, has_date, closes, is_json, wants_no_coding;
     size_t length;
     struct slice body;
 };
@@ -123,6 +125,9 @@ static void read_field(struct seen_reply *seen, struct slice line) {
         seen->closes = slice_equal(value, SLICE("close"));
     } else if (http_equal_ignoring_case(name, SLICE("content-type"))) {
         seen->is_json = slice_equal(value, SLICE("application/json"));
+    } else if (http_equal_ignoring_case(name, SLICE("accept-encoding"))) {
+        seen->wants_no_coding = slice_equal(value, SLICE("identity"));
+        REQUIRE(seen->wants_no_coding && seen->status == 415);
     }
 }
 
@@ -198,6 +203,48 @@ static void check_shown_key(const struct store *store, struct slice query, struc
     json_decref(value);
 }
 
+/* Whether the fields say that the body is something else than it looks like. */
+static bool is_coded(const struct http_request *request) {
+    struct slice value;
+    unsigned count = http_field(request, "content-encoding", &value);
+    bool is_plain = value.n == 0 || http_equal_ignoring_case(value, SLICE("identity"));
+    return count > 1 || !is_plain;
+}
+
+/* The JSON text in a JSON object's message; NULL if there is none that jansson reads. */
+static json_t *read_message(struct slice body) {
+    json_t *outer = json_loadb(body.p, body.n, JSON_ALLOW_NUL, NULL);
+    const json_t *text = json_object_get(outer, "message");
+    json_t *inner =
+        json_is_string(text)
+            ? json_loadb(json_string_value(text), json_string_length(text), JSON_ALLOW_NUL, NULL)
+            : NULL;
+    json_decref(outer);
+    return inner;
+}
+
+/* Whether a result's ID is the call's: a number's text means the same number, null is empty. */
+static void check_call_id(struct slice asked, struct slice replied) {
+    json_t *call = read_message(asked), *result = read_message(replied);
+    const json_t *id = json_object_get(call, "id"), *repeated = json_object_get(result, "id");
+    struct slice text = {json_string_value(repeated), json_string_length(repeated)};
+    if (call != NULL && result != NULL) {
+        REQUIRE((id == NULL) == (repeated == NULL));
+        REQUIRE(id == NULL || (json_is_string(repeated) && text.n <= ID_MAX_BYTES));
+        REQUIRE(id == NULL || json_is_string(id) || json_is_number(id) || json_is_null(id));
+        REQUIRE(!json_is_null(id) || text.n == 0);
+        REQUIRE(!json_is_string(id) ||
+                slice_equal(text, (struct slice){json_string_value(id), json_string_length(id)}));
+    }
+    if (call != NULL && result != NULL && json_is_number(id)) {
+        json_t *number = json_loadb(text.p, text.n, JSON_DECODE_ANY, NULL);
+        REQUIRE(json_equal(number, id));
+        json_decref(number);
+    }
+    json_decref(call);
+    json_decref(result);
+}
+
 static void answer(struct connection *connection) {
     const struct http_request *request = &connection->request;
     struct store *store = &connection->store;
@@ -213,6 +260,11 @@ static void answer(struct connection *connection) {
 
     REQUIRE((store->sets > sets) == (is_post && seen.status == 200));
     REQUIRE(connection->reply.ticket == (store->sets > sets ? store->sets : 0));
+    REQUIRE(!seen.wants_no_coding || (is_post && is_coded(request)));
+    if (is_post && is_coded(request))
+        REQUIRE(seen.status == 401 || seen.status == 404 || seen.status == 405 ||
+                seen.status == 415);
+    if (is_post && seen.is_json) check_call_id(request->body, seen.body);
     if (is_get && seen.is_json) check_shown_key(store, request->query, seen.body);
 }
 

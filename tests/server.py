@@ -359,6 +359,17 @@ class Server:
         self.asked_to_stop |= number in (signal.SIGTERM, signal.SIGINT)
         self.process.send_signal(number)
 
+    @contextlib.contextmanager
+    def standing_still(self):
+        """Stops the process for the time of the block: what is sent meanwhile is all there when the
+        server looks again."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: self._stat()[0] == "T", "the server to stand still")
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def kill(self):
         """The end without a warning; nothing is expected of a killed server."""
         self.judged = True
@@ -399,10 +410,13 @@ class Server:
 
     # What the kernel says about the process.
 
+    def _stat(self):
+        """The fields of /proc/PID/stat from the state on."""
+        return pathlib.Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+
     def cpu_seconds(self):
         """Processor time used so far."""
-        text = pathlib.Path(f"/proc/{self.pid}/stat").read_text()
-        user, system = text.rsplit(")", 1)[1].split()[11:13]
+        user, system = self._stat()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self):

@@ -29,6 +29,9 @@
 #define NOT_JSON_TYPE                                                                              \
     "{\"success\":false,\"error\":\"Content-Type must be application/json "                        \
     "[error-unsupported-media-type]\",\"errorType\":\"error-unsupported-media-type\"}"
+#define BAD_CODING_TEXT                                                                            \
+    "{\"success\":false,\"error\":\"Content-Encoding must be identity "                            \
+    "[error-unsupported-content-encoding]\",\"errorType\":\"error-unsupported-content-encoding\"}"
 #define INVALID_JSON(why)                                                                          \
     "{\"success\":false,\"error\":\"Invalid JSON: " why " [error-invalid-json]\","                 \
     "\"errorType\":\"error-invalid-json\"}"
@@ -233,6 +236,10 @@ static void check(struct world *w, int status, const char *body) {
     assert_int_equal(http->retry_after_s, 0);
     assert_int_equal(http->head_only, slice_equal(w->request.method, SLICE("HEAD")));
     if (status != 405 && status != 204) assert_null(http->allow);
+    if (strcmp(body, BAD_CODING_TEXT) == 0)
+        assert_string_equal(http->field, "Accept-Encoding: identity");
+    else
+        assert_null(http->field);
 }
 
 static void check_id(const struct text *got, struct slice expected) {
@@ -334,6 +341,55 @@ static void test_content_types(void **state) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         ask(w, "POST " SET_KEY, rows[i].fields, BODY("\"r\"", "\"k\""));
         check(w, rows[i].taken ? 200 : 415, rows[i].taken ? SUCCESS : NOT_JSON_TYPE);
+    }
+}
+
+static void test_content_codings(void **state) {
+    static const struct {
+        const char *fields;
+        bool taken;
+    } rows[] = {
+        {"", true},
+        {"Content-Encoding: identity\r\n", true},
+        {"content-encoding:\tIDENTITY \r\n", true},
+        {"Content-Encoding:\r\n", true},
+        {"Content-Encodings: gzip\r\n", true},
+        {"Accept-Encoding: gzip\r\n", true},
+        {"Content-Encoding: gzip\r\n", false},
+        {"Content-Encoding: x-gzip\r\n", false},
+        {"Content-Encoding: deflate\r\n", false},
+        {"Content-Encoding: br\r\n", false},
+        {"Content-Encoding: identit\r\n", false},
+        {"Content-Encoding: identity2\r\n", false},
+        {"Content-Encoding: identity;q=1\r\n", false},
+        {"Content-Encoding: \"identity\"\r\n", false},
+        {"Content-Encoding: identity, gzip\r\n", false},
+        {"Content-Encoding: gzip, identity\r\n", false},
+        {"Content-Encoding: identity, identity\r\n", false},
+        {"Content-Encoding: identity,\r\n", false},
+        {"Content-Encoding: ,\r\n", false},
+        {"Content-Encoding: identity\r\nContent-Encoding: identity\r\n", false},
+        {"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n", false},
+        {"Content-Encoding:\r\nContent-Encoding: gzip\r\n", false},
+        {"Content-Encoding: 0\r\n", false},
+    };
+    struct world *w = *state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        unsigned sets = w->store.sets;
+        const char *fields = rows[i].fields;
+        bool taken = rows[i].taken;
+        print_message("%s", fields);
+        ask(w, "POST " SET_KEY, fields, BODY("\"r\"", "\"k\""));
+        check(w, taken ? 200 : 415, taken ? SUCCESS : BAD_CODING_TEXT);
+        assert_int_equal(w->store.sets - sets, taken);
+        ask(w, "POST " SET_KEY, fields, SLICE("")); /* also where there is nothing to decode */
+        check(w, taken ? 400 : 415, taken ? MATCH_ERROR("undefined") : BAD_CODING_TEXT);
+        ask(w, "POST " CALL, fields, SLICE("{}"));
+        check(w, taken ? 400 : 415, taken ? MATCH_ERROR("undefined") : BAD_CODING_TEXT);
+        w->store.result = STORE_NONE;
+        ask(w, "GET " ROOMS "?roomId=r", fields, SLICE("")); /* which has no body to be coded */
+        assert_int_equal(w->reply.http.status, 200);
+        w->store.result = STORE_OK;
     }
 }
 
@@ -550,25 +606,28 @@ static void test_lone_surrogates(void **state) {
 enum {
     BAD_CREDENTIALS = 1 << 0,
     BAD_TYPE = 1 << 1,
-    BAD_JSON = 1 << 2,
-    RID_NO_STRING = 1 << 3,
-    KEY_NO_STRING = 1 << 4,
-    BAD_ROOM = 1 << 5,
-    BAD_KEY = 1 << 6,
-    SET_BEFORE = 1 << 7,
-    STORE_FAILS = 1 << 8,
-    ALL_FAULTS = (1 << 9) - 1,
+    BAD_CODING = 1 << 2,
+    BAD_JSON = 1 << 3,
+    RID_NO_STRING = 1 << 4,
+    KEY_NO_STRING = 1 << 5,
+    BAD_ROOM = 1 << 6,
+    BAD_KEY = 1 << 7,
+    SET_BEFORE = 1 << 8,
+    STORE_FAILS = 1 << 9,
+    ALL_FAULTS = (1 << 10) - 1,
 };
 
 static void ask_with_faults(struct world *w, unsigned faults) {
-    char body[128], fields[128];
+    char body[128], fields[256];
     const char *rid = faults & RID_NO_STRING ? "5" : faults & BAD_ROOM ? "\"nowhere\"" : "\"r\"";
     const char *key = faults & KEY_NO_STRING ? "{}" : faults & BAD_KEY ? "\"\"" : "\"k\"";
     int n = snprintf(body, sizeof body, "{\"rid\":%s,\"keyID\":%s}%s", rid, key,
                      faults & BAD_JSON ? "," : "");
-    snprintf(fields, sizeof fields, "X-User-Id: alice\r\nX-Auth-Token: %s\r\nContent-Type: %s\r\n",
+    snprintf(fields, sizeof fields,
+             "X-User-Id: alice\r\nX-Auth-Token: %s\r\nContent-Type: %s\r\nContent-Encoding: %s\r\n",
              faults & BAD_CREDENTIALS ? "wrong" : "secret",
-             faults & BAD_TYPE ? "text/plain" : "application/json");
+             faults & BAD_TYPE ? "text/plain" : "application/json",
+             faults & BAD_CODING ? "gzip" : "identity");
     w->store.result = faults & SET_BEFORE    ? STORE_EXISTS
                       : faults & STORE_FAILS ? STORE_UNAVAILABLE
                                              : STORE_OK;
@@ -583,6 +642,7 @@ static void check_first_fault(struct world *w, unsigned faults) {
     } order[] = {
         {BAD_CREDENTIALS, 401, UNAUTHORIZED},
         {BAD_TYPE, 415, NOT_JSON_TYPE},
+        {BAD_CODING, 415, BAD_CODING_TEXT},
         {BAD_JSON, 400, "INVALID_JSON"}, /* its offset varies */
         {RID_NO_STRING, 400, MATCH_ERROR("number")},
         {KEY_NO_STRING, 400, MATCH_ERROR("object")},
@@ -1109,7 +1169,6 @@ static void test_call_shapes(void **state) {
         PARAMS("[\"\\ud800\",\"k\"]"),
         PARAMS("[\"r\",\"\\udc00\"]"),
         "{\"method\":1,\"params\":[]}",
-        "{\"method\":\"\",\"params\":[],\"id\":1}",
         "{\"method\":\"\",\"params\":[],\"msg\":\"ping\"}",
         PARAMS("[\"r\",\"k\"],\"id\":{}"),
     };
@@ -1133,6 +1192,68 @@ static void test_call_shapes(void **state) {
                  "{\"msg\":\"result\",\"error\":" METEOR_ERROR("404", "Method 'a\\\"%' not found",
                                                                "", "404") "}");
     assert_int_equal(w->store.sets, 0);
+}
+
+/* What the reply repeats as the call's ID. */
+static void test_call_ids(void **state) {
+    static const struct {
+        const char *id, *repeated; /* NULL: it makes the call invalid */
+    } rows[] = {
+        {"\"\"", ""},
+        {"\"7\"", "7"},
+        {"\"\\u0037\"", "7"},
+        {"null", ""},
+        {"7", "7"},
+        {"0", "0"},
+        {"-0", "-0"},
+        {"-1.50", "-1.50"},
+        {"1e3", "1e3"},
+        {"1E+3", "1E+3"},
+        {"123456789012345678901234567890", "123456789012345678901234567890"},
+        {" 7 ", "7"},
+        {"true", NULL},
+        {"false", NULL},
+        {"{}", NULL},
+        {"[]", NULL},
+        {"[7]", NULL},
+        {"{\"id\":7}", NULL},
+    };
+    struct world *w = *state;
+    char message[1024], expected[1024];
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        print_message("%s\n", rows[i].id);
+        snprintf(message, sizeof message,
+                 "{\"id\":%s,\"method\":\"e2e.setRoomKeyID\",\"params\":[\"r\",\"k\"]}",
+                 rows[i].id);
+        post_call(w, message);
+        snprintf(expected, sizeof expected, "{\"msg\":\"result\",\"id\":\"%s\"}", rows[i].repeated);
+        if (rows[i].repeated == NULL)
+            check(w, 400, INVALID_CALL);
+        else
+            check_result(w, 200, expected);
+    }
+    post_call(w, "{\"id\":5,\"method\":\"e2e.setRoomKeyID\",\"id\":null,\"params\":[]}");
+    check_text(w->reply.http.body,
+               "{\"message\":\"{\\\"msg\\\":\\\"result\\\",\\\"id\\\":\\\"\\\","
+               "\\\"error\\\":{\\\"message\\\":\\\"Match error: Expected string, "
+               "got undefined\\\",\\\"path\\\":\\\"\\\",\\\"sanitizedError\\\":"
+               "{\\\"isClientSafe\\\":true,\\\"error\\\":400,\\\"reason\\\":"
+               "\\\"Match failed\\\",\\\"message\\\":\\\"Match failed [400]\\\","
+               "\\\"errorType\\\":\\\"Meteor.Error\\\"},\\\"errorType\\\":"
+               "\\\"Match.Error\\\"}}\",\"success\":false}");
+    for (int digits = ID_MAX_BYTES; digits <= ID_MAX_BYTES + 1; digits++) {
+        char number[ID_MAX_BYTES + 2];
+        memset(number, '9', sizeof number);
+        snprintf(message, sizeof message,
+                 "{\"id\":%.*s,\"method\":\"e2e.setRoomKeyID\",\"params\":[\"r\",\"k\"]}", digits,
+                 number);
+        post_call(w, message);
+        snprintf(expected, sizeof expected, "{\"msg\":\"result\",\"id\":\"%.*s\"}", digits, number);
+        if (digits > ID_MAX_BYTES)
+            check(w, 400, INVALID_CALL);
+        else
+            check_result(w, 200, expected);
+    }
 }
 
 /* Without memory for the tokens of the body, and for those of the message. */
@@ -1536,6 +1657,7 @@ int main(void) {
         TEST(test_storage_unavailable),
         TEST(test_credentials),
         TEST(test_content_types),
+        TEST(test_content_codings),
         TEST(test_types),
         TEST(test_members),
         TEST(test_rooms_and_keys),
@@ -1555,6 +1677,7 @@ int main(void) {
         TEST(test_call_sets_a_key),
         TEST(test_call_arguments),
         TEST(test_call_shapes),
+        TEST(test_call_ids),
         TEST(test_call_no_memory),
         TEST(test_call_longest_body),
         TEST(test_call_linear_time),

@@ -5,9 +5,11 @@ the meantime. The deadlines themselves are seen on ROOMKEYD_QUICK, whose constan
 second; the other bounds with the constants as they are shipped.
 """
 
+import contextlib
 import os
 import resource
 import select
+import signal
 import socket
 import time
 
@@ -18,10 +20,13 @@ from server import (
     HEALTHZ,
     SUCCESS,
     TIMEOUT_S,
+    Client,
+    Server,
     binary,
     in_threads,
     info_request,
     inject,
+    records,
     request,
     room_info,
     set_request,
@@ -316,3 +321,275 @@ def test_connections_that_are_opened_and_closed(server):
         server.client().reset()
     assert server.ask(HEALTHZ).status == 200
     wait_until(lambda: server.descriptors() < 30, "the descriptors to be closed")
+
+
+# ---- clients that do not wait for their replies ------------------------------------------------
+#
+# What a client has sent in full is applied, over both kinds of sockets alike, and however it leaves.
+
+
+@pytest.fixture(name="serve_at", params=["tcp", "unix"])
+def _serve_at(request, serve, tmp_path):  # pylint: disable=redefined-outer-name
+    """serve_at(...) starts a server that listens on both; .client() is of one of the two kinds, and
+    .ask(...) is not."""
+    def start(**others):
+        server = serve(listen=["127.0.0.1:0", f"unix:{tmp_path / 'socket'}"], **others)
+        number = ["tcp", "unix"].index(request.param)
+        server.client = lambda: Client(server.addresses[number])
+        server.ask = lambda data: _ask(server.addresses[1 - number], data)
+        return server
+
+    start.is_unix = request.param == "unix"
+    return start
+
+
+def _ask(address, data):
+    with Client(address) as client:
+        return client.ask(data)
+
+
+def shut_both_ends(client):
+    client.socket.shutdown(socket.SHUT_RDWR)
+
+
+def shut_the_reading_end(client):
+    """Nobody reads, but what the client sends may still come."""
+    client.socket.shutdown(socket.SHUT_RD)
+
+
+WAYS_TO_LEAVE = [Client.close, shut_both_ends, shut_the_reading_end]
+
+
+def leave_unread(client):
+    """To close with something unread is a reset for the other end, on a Unix socket, too."""
+    client.send(HEALTHZ)
+    assert select.select([client.socket], [], [], TIMEOUT_S)[0]
+
+
+def wait_for_key(server, room, key):
+    wait_until(lambda: server.info(room).body == room_info(room, "c", key), f"{room} to be set")
+
+
+def wait_for_end(server, descriptors):
+    """Waits until no connection is left of those that were there beside this many descriptors."""
+    wait_until(lambda: server.descriptors() <= descriptors, "the connection to be closed")
+
+
+def sets(first, last, padding=0):
+    """Pipelined sets of the rooms of these numbers."""
+    fields = (*ALICE_FIELDS, *([("X-Padding", "x" * padding)] if padding else []))
+    return b"".join(set_request(f"r{i}", f"k{i}", fields) for i in range(first, last))
+
+
+@pytest.mark.parametrize("leave", WAYS_TO_LEAVE)
+@pytest.mark.parametrize("before", [lambda client: None, leave_unread], ids=["", "unread"])
+@pytest.mark.parametrize("stand", [Server.standing_still, contextlib.nullcontext],
+                         ids=["at once", "or not"])
+@pytest.mark.parametrize("count, between", [(1, b""), (3, b""), (3, HEALTHZ * 7)],
+                         ids=["a set", "three", "three, and reads"])
+def test_sets_of_a_client_that_leaves(serve_at, leave, before, stand, count, between):
+    """Each set is made, though each next one is only looked at when the one before is on disk."""
+    server = serve_at()
+    for first in (0, 10, 20):
+        with server.client() as client:
+            assert client.ask(HEALTHZ).body == b"ok"
+            descriptors = server.descriptors()
+            before(client)
+            with stand(server):
+                for i in range(first, first + count):
+                    client.send(sets(i, i + 1) + between)
+                leave(client)
+            for i in range(first, first + count):
+                wait_for_key(server, f"r{i}", f"k{i}")
+            if leave is not shut_the_reading_end:
+                wait_for_end(server, descriptors - 1)
+        wait_for_end(server, descriptors - 1)
+
+
+def test_a_client_that_leaves_before_it_is_accepted(serve_at):
+    server = serve_at()
+    with server.standing_still():
+        for i in range(20):
+            client = server.client()
+            client.send(sets(i, i + 1))
+            client.close()
+    for i in range(20):
+        wait_for_key(server, f"r{i}", f"k{i}")
+
+
+def test_sets_before_a_reset(server):
+    """The kernel keeps what has arrived before it."""
+    with server.standing_still():
+        clients = [server.client() for _ in range(3)]
+        for i, client in enumerate(clients):
+            client.send(sets(10 * i, 10 * i + 3))
+            client.reset()
+    for i in (0, 1, 2, 10, 11, 12, 20, 21, 22):
+        wait_for_key(server, f"r{i}", f"k{i}")
+
+
+def test_more_sets_than_fit_a_buffer_of_a_client_that_leaves(serve_at):
+    """They take several recv, and many passes."""
+    server = serve_at()
+    count, padding = 120, 900
+    wire = sets(0, count, padding)
+    assert len(wire) > 98304
+    client = server.client()
+    assert client.ask(HEALTHZ).body == b"ok"
+    descriptors = server.descriptors()
+    with server.standing_still():
+        client.send(wire + HEALTHZ[:-1])
+        client.close()
+    for i in range(count):
+        wait_for_key(server, f"r{i}", f"k{i}")
+    wait_for_end(server, descriptors - 1)
+
+
+@pytest.mark.parametrize("leave", WAYS_TO_LEAVE[:2])
+@pytest.mark.parametrize("part", [1, 100, -1])
+def test_half_a_request_of_a_client_that_leaves(serve_at, leave, part):
+    """It never happens, and nothing waits for its rest."""
+    server = serve_at()
+    client = server.client()
+    assert client.ask(HEALTHZ).body == b"ok"
+    descriptors = server.descriptors()
+    client.send(sets(0, 1) + sets(1, 2)[:part])
+    leave(client)
+    wait_for_key(server, "r0", "k0")
+    wait_for_end(server, descriptors - 1)
+    assert server.info("r1").body == room_info("r1", "c")
+
+
+@pytest.mark.parametrize("rest", [b"", sets(1, 2), sets(1, 4), HEALTHZ * 40 + sets(1, 2),
+                                  b"BAD\r\n\r\n" + sets(1, 2)],
+                         ids=["nothing", "a set", "three", "reads and a set", "a mistake"])
+def test_a_client_that_leaves_while_its_set_waits(serve_at, rest):
+    """What it has sent behind it is applied in its turn, and costs no processor until then."""
+    server = serve_at(**inject("delay_enter=700000"))
+    client = server.client()
+    client.send(sets(0, 1) + rest[:5])
+    wait_until(lambda: b"\tk0" in server.log(), "the write")
+    client.send(rest[5:])
+    used, started = server.cpu_seconds(), time.monotonic()
+    client.close()
+    wait_for_key(server, "r0", "k0")
+    assert server.cpu_seconds() - used < 0.5 * (time.monotonic() - started), "it spins"
+    for i in range(1, 1 + rest.count(b"POST") * (not rest.startswith(b"BAD"))):
+        wait_for_key(server, f"r{i}", f"k{i}")
+    if rest.startswith(b"BAD"):
+        assert server.info("r1").body == room_info("r1", "c")
+
+
+@pytest.mark.parametrize("leave", [Client.reset, shut_both_ends])
+def test_a_client_that_leaves_is_forgotten_before_a_slow_disk_is_done(serve, tmp_path, leave):
+    """Where nothing else of it is to be applied: clients that lose their patience and come again are
+    not to fill up the connections."""
+    server = serve(listen=["127.0.0.1:0", f"unix:{tmp_path / 'socket'}"],
+                   **inject("delay_enter=3000000"))
+    client = Client(server.addresses[leave is shut_both_ends])
+    assert client.ask(HEALTHZ).body == b"ok"
+    descriptors = server.descriptors()
+    client.send(sets(0, 1))
+    wait_until(lambda: b"\tk0" in server.log(), "the write")
+    leave(client)
+    wait_for_end(server, descriptors - 1)
+    assert server.info("r0").body == room_info("r0", "c"), "the disk was too fast for this test"
+    wait_for_key(server, "r0", "k0")
+
+
+def test_a_client_that_leaves_while_replies_wait_for_it(serve_at):
+    """Of what it has sent, the server has read a part; the rest is in the kernel. On a Unix socket
+    that is all of it; of TCP, what lies at the client's end is lost."""
+    server = serve_at()
+    server.set("r", "k" * 255).is_json(200, SUCCESS)
+    descriptors = server.descriptors()
+    units = [sets(i, i + 1) + info_request("r") * 20 for i in range(100_000, 102_000)]
+    wire, sent = memoryview(b"".join(units)), 0
+    client = server.client()
+    client.socket.setblocking(False)
+    while select.select([], [client.socket], [], 1)[1]:
+        sent += client.socket.send(wire[sent : sent + 65536])
+    client.close()
+    wait_for_end(server, descriptors)
+    server.stop()
+    made = [room for _, room, _ in records(server.log()) if room != "r"]
+    assert made == [f"r{i}" for i in range(100_000, 100_000 + len(made))], "not in order"
+    most = sent // len(units[0]) + (sent % len(units[0]) >= len(sets(100_000, 100_001)))
+    assert len(made) == most if serve_at.is_unix else 0 < len(made) <= most
+
+
+def test_a_client_that_leaves_a_server_that_stops(serve_at):
+    server = serve_at()
+    clients = [server.client() for _ in range(3)]
+    with server.standing_still():
+        for i, client in enumerate(clients):
+            client.send(sets(10 * i, 10 * i + 2))
+            client.close()
+        server.send_signal(signal.SIGTERM)
+    server.stop()
+    made = {room for _, room, _ in records(server.log())}
+    assert made == {"r0", "r1", "r10", "r11", "r20", "r21"}
+
+
+@pytest.mark.parametrize("leave", WAYS_TO_LEAVE)
+def test_a_refused_client_that_leaves(serve_at, leave):
+    """While the server waits for it to see the refusal, and with more unread than a buffer takes."""
+    server = serve_at()
+    with server.client() as client:
+        client.send(b"BAD\r\n\r\n")
+        assert select.select([client.socket], [], [], TIMEOUT_S)[0]
+        descriptors = server.descriptors()
+        with server.standing_still():
+            client.send(b"x" * 50_000)
+            client.send(b"x" * 50_000)
+            leave(client)
+        wait_for_end(server, descriptors - 1)
+
+
+def has_more_to_say(client):
+    client.send(HEALTHZ)
+
+
+def says_no_more(client):
+    client.finish_sending()
+
+
+def says_something_urgent(client):
+    client.socket.send(b"!", socket.MSG_OOB)
+    client.send(HEALTHZ)
+
+
+def says_much_and_no_more(client):
+    client.send(HEALTHZ * 17)
+    client.socket.send(b"!", socket.MSG_OOB)
+    client.finish_sending()
+
+
+@pytest.mark.parametrize("then", [has_more_to_say, says_no_more, says_something_urgent,
+                                  says_much_and_no_more])
+def test_waiting_for_the_disk_costs_no_processor(serve_at, then):
+    """Whatever the client does in the meantime, in which it is not listened to."""
+    server = serve_at(**inject("delay_enter=1000000"))
+    with server.client() as client:
+        client.send(sets(0, 1))
+        wait_until(lambda: b"\tk0" in server.log(), "the write")
+        used, started = server.cpu_seconds(), time.monotonic()
+        then(client)
+        client.reply().is_json(200, SUCCESS)
+        assert server.cpu_seconds() - used < 0.5 * (time.monotonic() - started), "it spins"
+        expected = {has_more_to_say: 1, says_something_urgent: 1, says_much_and_no_more: 17}
+        for _ in range(expected.get(then, 0)):
+            assert client.reply().body == b"ok"
+
+
+@pytest.mark.parametrize("is_urgent", [False, True], ids=["", "urgent"])
+def test_a_client_that_never_reads_costs_no_processor(serve_at, is_urgent):
+    server = serve_at()
+    with server.client() as client:
+        if is_urgent:
+            says_something_urgent(client)
+            assert client.reply().body == b"ok"
+        ask_without_reading(client, info_request("r"))
+        used, started = server.cpu_seconds(), time.monotonic()
+        select.select([], [], [], 1)
+        assert server.cpu_seconds() - used < 0.5 * (time.monotonic() - started), "it spins"

@@ -5,6 +5,7 @@ whatever else is wrong with the request, and that any room and key ID that may e
 read back as it was sent.
 """
 
+import gzip
 import json
 import re
 
@@ -39,6 +40,10 @@ from server import (
 UNSUPPORTED = failure(
     "Content-Type must be application/json [error-unsupported-media-type]",
     "error-unsupported-media-type",
+)
+CODED = failure(
+    "Content-Encoding must be identity [error-unsupported-content-encoding]",
+    "error-unsupported-content-encoding",
 )
 INVALID_KEY_ID = failure(
     "Invalid key ID: 1 to 255 bytes, no NUL [error-invalid-key-id]", "error-invalid-key-id"
@@ -148,6 +153,43 @@ def test_media_types_that_are_json(server, value):
 def test_media_types_that_are_not(shared, value):
     reply = shared.ask(post({"rid": "r", "keyID": "k"}, media_type=("Content-Type", value)))
     reply.is_json(415, UNSUPPORTED)
+
+
+def coding(*values):
+    return tuple(("Content-Encoding", value) for value in values)
+
+
+@pytest.mark.parametrize("values", [("identity",), ("Identity",), ("IDENTITY",), ("",), ()])
+def test_bodies_that_are_not_coded(server, values):
+    server.ask(post({"rid": "r", "keyID": "k"}, (*ALICE_FIELDS, *coding(*values)))).is_json(200, SUCCESS)
+    call = request("POST", CALL_PATH, (*ALICE_FIELDS, *coding(*values)), b"{}")
+    server.ask(call).is_json(400, match_error("undefined"))
+
+
+@pytest.mark.parametrize("values", [
+    ("gzip",), ("x-gzip",), ("deflate",), ("br",), ("identit",), ("identity, gzip",),
+    ("gzip, identity",), ("identity, identity",), ("identity", "identity"), ("identity", "gzip"),
+    ("", "gzip"), (",",), ("*",)])
+@pytest.mark.parametrize("body", [compact({"rid": "never", "keyID": "k"}), b"",
+                                  gzip.compress(compact({"rid": "never", "keyID": "k"}))],
+                         ids=["plain", "empty", "gzip"])
+def test_bodies_that_are_coded(shared, values, body):
+    """Or are said to be, which is the same: nobody can tell who is right."""
+    for path in (SET_PATH, CALL_PATH):
+        for fields in ((JSON_TYPE,), ()):
+            reply = shared.ask(request(
+                "POST", path, (*ALICE_FIELDS, *fields, *coding(*values)), body))
+            reply.is_json(415, CODED)
+            assert reply.field("Accept-Encoding") == "identity"
+    assert shared.info("never").body == room_info("never", "c")
+
+
+def test_a_coding_where_there_is_no_body(shared):
+    for data in (HEALTHZ, info_request("r"), request("OPTIONS", SET_PATH)):
+        with_coding = data.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+        coded, plain = shared.ask(with_coding), shared.ask(data)
+        assert (coded.status, coded.body) == (plain.status, plain.body)
+        assert coded.field("Accept-Encoding") is None
 
 
 # The body, and where its offending byte is.
@@ -337,8 +379,9 @@ def test_the_first_failing_check_answers(server):
     server.set("taken", "k").is_json(200, SUCCESS)
     wrong = ("Content-Type", "text/plain")
     steps = [
-        (post(b"{", (), wrong), 401, UNAUTHORIZED),
-        (post(b"{", ALICE_FIELDS, wrong), 415, UNSUPPORTED),
+        (post(b"{", coding("gzip"), wrong), 401, UNAUTHORIZED),
+        (post(b"{", (*ALICE_FIELDS, *coding("gzip")), wrong), 415, UNSUPPORTED),
+        (post(b"{", (*ALICE_FIELDS, *coding("gzip"))), 415, CODED),
         (post(b"{"), 400, None),
         (post(b'{"rid":1,"keyID":2}'), 400, match_error("number")),
         (post(b'{"rid":1,"keyID":null}'), 400, match_error("number")),

@@ -1239,6 +1239,10 @@ static void test_replies(void **state) {
                  "HTTP/1.1 404 Not Found\r\nDate: " DATE "\r\nContent-Length: 0\r\n"
                  "Vary: Origin\r\n\r\n");
     assert_reply(
+        (struct http_reply){.status = 415, .body = SLICE("no"), .field = "Accept-Encoding: a, b"},
+        "HTTP/1.1 415 Unsupported Media Type\r\nDate: " DATE "\r\nContent-Length: 2\r\n"
+        "Accept-Encoding: a, b\r\n\r\nno");
+    assert_reply(
         (struct http_reply){
             .status = 204, .allow = "POST", .origin = SLICE("https://a"), .varies_by_origin = true},
         "HTTP/1.1 204 No Content\r\nDate: " DATE "\r\nAllow: POST\r\nVary: Origin\r\n"
@@ -1250,13 +1254,14 @@ static void test_replies(void **state) {
 static void test_longest_reply_head(void **state) {
     (void)state;
     char out[HTTP_MAX_REPLY_HEAD_BYTES];
-    char allow[(HTTP_MAX_REPLY_TEXT_BYTES - HTTP_MAX_ORIGIN_BYTES) / 2],
+    char allow[(HTTP_MAX_REPLY_TEXT_BYTES - HTTP_MAX_ORIGIN_BYTES) / 2 - 16],
         origin[HTTP_MAX_ORIGIN_BYTES];
     memset(allow, 'A', sizeof(allow));
     memset(origin, 'O', sizeof(origin));
     allow[sizeof(allow) - 1] = '\0';
     struct http_reply reply = {.status = 431,
                                .allow = allow,
+                               .field = "Accept-Encoding: identity, a",
                                .retry_after_s = UINT32_MAX,
                                .is_private = true,
                                .head_only = true,

@@ -5,9 +5,15 @@ their requests, that a connection persists exactly as long as both sides want, a
 in which two parsers could disagree about where a request ends is refused and ends the connection.
 """
 
+import array
+import itertools
+import os
+import random
 import re
+import select
 import signal
 import socket
+import subprocess
 
 import pytest
 
@@ -18,15 +24,19 @@ from server import (
     JSON_TYPE,
     SET_PATH,
     SUCCESS,
+    TIMEOUT_S,
     Client,
     compact,
     failure,
     info_request,
+    passing,
     request,
     room_info,
     set_request,
     wait_until,
 )
+
+IPPROTO_MPTCP = 262  # which Python knows from 3.10 on
 
 HEAD_LIMIT, TARGET_LIMIT, FIELD_LIMIT, BODY_LIMIT = 16384, 8192, 100, 65536
 
@@ -261,10 +271,9 @@ def test_a_client_that_closes_its_half_after_too_much_reads_its_reply(serve, tmp
     reset the connection, and the reset overtake the reply."""
     server = serve(listen=[f"unix:{tmp_path / 'socket'}"])
     with server.client() as client:
-        server.send_signal(signal.SIGSTOP)
-        client.send(b"BAD\r\n\r\n" + b"x" * 150_000)
-        client.finish_sending()
-        server.send_signal(signal.SIGCONT)
+        with server.standing_still():
+            client.send(b"BAD\r\n\r\n" + b"x" * 150_000)
+            client.finish_sending()
         wait_until(lambda: server.ask(HEALTHZ).body == b"ok", "the others to be served")
         assert client.reply().status == 400
         client.end()
@@ -273,25 +282,248 @@ def test_a_client_that_closes_its_half_after_too_much_reads_its_reply(serve, tmp
 def test_an_end_right_behind_a_request(server):
     """Both are there before the server looks: the end, too, is seen at once."""
     with server.client() as client:
-        server.send_signal(signal.SIGSTOP)
-        client.send(HEALTHZ)
-        client.finish_sending()
-        server.send_signal(signal.SIGCONT)
+        with server.standing_still():
+            client.send(HEALTHZ)
+            client.finish_sending()
         assert client.reply().body == b"ok"
         client.end()
 
 
+# ---- what a recv leaves behind -----------------------------------------------------------------
+#
+# A recv may stop before the end of what is there although it has room for more. The server stands still
+# while the bytes arrive, so that they are all there when it looks; nothing comes afterwards that could
+# make it look again.
+
+
+def send_urgent(client):
+    """Sends a byte that is no part of the stream; a recv stops where it stands."""
+    client.socket.send(b"!", socket.MSG_OOB)
+
+
+def with_descriptor(client, data):
+    """Sends bytes with a descriptor, after which a recv stops."""
+    with open("/dev/null", "rb") as file:
+        client.socket.sendmsg(
+            [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fileno()]))])
+
+
+def of_another_process(client, data):
+    """Sends bytes that are another process's: a recv does not join them to ours where it could be
+    asked whose they are (SO_PASSCRED)."""
+    subprocess.run(["/usr/bin/python3", "-I", "-c", "import os, sys; os.write(1, sys.stdin.buffer.read())"],
+                   input=data, stdout=client.socket.fileno(), check=True, timeout=TIMEOUT_S)
+
+
+@pytest.fixture(name="unix")
+def _unix(serve, tmp_path):
+    """A server on a Unix socket."""
+    return serve(listen=[f"unix:{tmp_path / 'socket'}"])
+
+
 def test_an_urgent_byte_inside_a_request(server):
-    """It is no part of the stream, but no recv passes over it: the first one is short, with more
-    behind it."""
     with server.client() as client:
-        server.send_signal(signal.SIGSTOP)
-        client.send(HEALTHZ[:9])
-        client.socket.send(b"!", socket.MSG_OOB)
-        client.send(HEALTHZ[9:])
-        server.send_signal(signal.SIGCONT)
+        with server.standing_still():
+            client.send(HEALTHZ[:9])
+            send_urgent(client)
+            client.send(HEALTHZ[9:])
         assert client.reply().body == b"ok"
         assert client.ask(HEALTHZ).body == b"ok"
+
+
+@pytest.mark.parametrize("first", [b"", HEALTHZ, set_request("r", "k"), HEALTHZ * 20],
+                         ids=["nothing", "a read", "a set", "more than a pass takes"])
+def test_an_urgent_byte_between_requests(server, first):
+    with server.client() as client:
+        for _ in range(3):
+            with server.standing_still():
+                client.send(first)
+                send_urgent(client)
+                client.send(HEALTHZ)
+            for _ in range(first.count(b" HTTP/1.1")):
+                assert client.reply().status in (200, 400)
+            assert client.reply().body == b"ok"
+        assert client.has_nothing()
+
+
+def test_an_urgent_byte_alone(server):
+    with server.client() as client:
+        used = server.cpu_seconds()
+        send_urgent(client)
+        select.select([client.socket], [], [], 0.5)
+        assert server.cpu_seconds() - used < 0.25, "it spins"
+        assert client.ask(HEALTHZ).body == b"ok"
+
+
+def test_an_urgent_byte_to_a_server_that_stops(server):
+    """It says in its last reply that it is the last: the one behind the urgent byte."""
+    with server.client() as client:
+        assert client.ask(HEALTHZ).body == b"ok"
+        with server.standing_still():
+            client.send(HEALTHZ)
+            send_urgent(client)
+            client.send(HEALTHZ)
+            server.send_signal(signal.SIGTERM)
+        assert client.reply().field("Connection") is None
+        assert client.reply().field("Connection") == "close"
+        client.end()
+
+
+def test_an_urgent_byte_after_a_mistake(server):
+    """What a refused client still sends is read to its end. To close before that would be a reset, and
+    a reset may overtake the reply."""
+    with server.client() as client:
+        client.send(b"BAD\r\n\r\n")
+        assert select.select([client.socket], [], [], TIMEOUT_S)[0]  # so it waits for our end
+        descriptors = server.descriptors()
+        with server.standing_still():
+            client.send(b"x" * 1000)
+            send_urgent(client)
+            client.send(b"x" * 1000)
+        wait_until(lambda: server.descriptors() < descriptors, "the connection to be closed")
+        assert client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0, "it was reset"
+        assert client.reply().status == 400
+        client.end()
+
+
+@pytest.mark.parametrize("first", [HEALTHZ, set_request("r", "k"), HEALTHZ[:9]],
+                         ids=["a read", "a set", "a part"])
+def test_a_descriptor_with_a_request(unix, first):
+    """It is dropped, whether it comes with a whole request or not."""
+    rest = HEALTHZ[9:] if first == HEALTHZ[:9] else HEALTHZ
+    with unix.client() as client:
+        assert client.ask(HEALTHZ).body == b"ok"
+        descriptors = unix.descriptors()
+        for _ in range(3):
+            with unix.standing_still():
+                with_descriptor(client, first)
+                with_descriptor(client, rest)
+                client.send(HEALTHZ)
+            for _ in range(2 + (rest == HEALTHZ)):
+                assert client.reply().status in (200, 400)
+        assert client.has_nothing()
+        assert unix.descriptors() == descriptors, "it keeps what it was passed"
+
+
+def test_requests_of_two_processes(serve, tmp_path):
+    """A connection that two processes share, to a socket of a manager who wants to know who sends."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        server = serve.launch(listen=[], **passing(listener)).wait_ready()
+        with server.client() as client:
+            with server.standing_still():
+                client.send(HEALTHZ)
+                of_another_process(client, set_request("r", "k"))
+                client.send(HEALTHZ)
+            assert [client.reply().status for _ in range(3)] == [200, 200, 200]
+
+
+def test_a_listener_that_waits_for_more_bytes_than_a_request_has(serve):
+    """SO_RCVLOWAT, which connections inherit: no event tells of fewer bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1000)
+        server = serve.launch(listen=[], **passing(listener)).wait_ready()
+        assert server.ask(HEALTHZ).body == b"ok"
+
+
+def mptcp_listener():
+    """A listener of the protocol that uses several paths as one connection, or None."""
+    listener = None
+    try:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        return listener
+    except OSError:
+        if listener:
+            listener.close()
+        return None
+
+
+class AnyTransport:
+    """A client that sends in every way that its socket has, in an order that chance decides."""
+
+    def __init__(self, chance, server, kind, names):
+        self.chance, self.server, self.kind, self.names = chance, server, kind, names
+        if kind == "mptcp":
+            self.client = Client.__new__(Client)
+            self.client.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+            self.client.socket.settimeout(TIMEOUT_S)
+            self.client.socket.connect(server.address)
+            self.client.buffer = b""
+        else:
+            self.client = server.client()
+
+    def request(self):
+        """A request and its reply."""
+        name = f"room-{next(self.names)}"
+        padding = b" " * self.chance.choice([0, 0, 0, 1, 50, 4000, 30_000])
+        body = padding + compact({"rid": name, "keyID": "k"})
+        half = self.chance.randrange(1, len(body))
+        return self.chance.choice([
+            (HEALTHZ, 200, b"ok"),
+            (info_request(name), 200, room_info(name, "c")),
+            (request("POST", SET_PATH, ALICE_FIELDS, body), 200, SUCCESS),
+            (request("POST", SET_PATH, (*ALICE_FIELDS, ("Transfer-Encoding", "chunked")))
+             + chunk(body[:half]) + chunk(body[half:]) + b"0\r\n\r\n", 200, SUCCESS),
+        ])
+
+    def send(self, requests):
+        """Sends requests in pieces, many of which end with a request. Of urgent bytes the kernel knows
+        one at a time: an earlier one that is not passed yet becomes a part of the stream. So there is
+        one at most, and not last."""
+        data, ends = b"".join(requests), list(itertools.accumulate(map(len, requests)))
+        cuts = set(self.chance.sample(range(1, len(data)), self.chance.randrange(4)))
+        cuts = sorted(cuts | {end for end in ends[:-1] if self.chance.random() < 0.6})
+        pieces = [data[i:j] for i, j in zip([0, *cuts], [*cuts, len(data)])]
+        urgent = self.chance.randrange(len(pieces)) if self.chance.random() < 0.6 else None
+        for number, piece in enumerate(pieces):
+            if number == urgent and self.kind in ("tcp", "unix"):
+                send_urgent(self.client)
+            if self.kind.startswith("unix") and self.chance.random() < 0.3:
+                with_descriptor(self.client, piece)
+            else:
+                self.client.send(piece)
+
+    def turn(self):
+        """Sends some requests, most of the time while the server does not look; reads the replies."""
+        requests = [self.request() for _ in range(self.chance.randrange(1, 5))]
+        wires = [wire for wire, _, _ in requests]
+        if self.chance.random() < 0.8:
+            with self.server.standing_still():
+                self.send(wires)
+        else:
+            self.send(wires)
+        for wire, status, body in requests:
+            reply = self.client.reply()
+            assert (reply.status, reply.body) == (status, body), wire[:100]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "unix without urgent data", "mptcp"])
+def test_whatever_a_recv_leaves_behind(serve, tmp_path, kind):
+    """Any order of requests, pieces of them, urgent bytes and descriptors: every reply comes."""
+    seed = int(os.environ.get("SEED") or random.randrange(2**32))
+    print(f"SEED={seed}")
+    chance = random.Random(seed)
+    if kind == "mptcp":
+        with mptcp_listener() or pytest.skip("no MPTCP here") as listener:
+            server = serve.launch(listen=[], **passing(listener)).wait_ready()
+    elif kind == "tcp":
+        server = serve()
+    else:
+        server = serve(listen=[f"unix:{tmp_path / 'socket'}"])
+    names, before = itertools.count(), None
+    for _ in range(3):
+        one = AnyTransport(chance, server, kind, names)
+        with one.client as client:
+            for _ in range(25):
+                one.turn()
+            assert client.has_nothing()
+            before = before or server.descriptors()
+            assert server.descriptors() == before, "it keeps what it was passed"
+        wait_until(lambda: server.descriptors() < before, "the connection to be closed")
 
 
 # ---- Expect ------------------------------------------------------------------------------------

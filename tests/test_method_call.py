@@ -150,6 +150,8 @@ def test_before_the_message_is_opened(shared):
     shared.ask(raw_call("nonsense", mixed)).is_json(401, UNAUTHORIZED)
     text = (*ALICE_FIELDS, ("Content-Type", "text/plain"))
     assert shared.ask(raw_call("nonsense", text)).status == 415
+    coded = shared.ask(raw_call("nonsense", (*ALICE_FIELDS, ("Content-Encoding", "gzip"))))
+    assert (coded.status, coded.field("Accept-Encoding")) == (415, "identity")
     for body, why in ((b"{", "unexpected end at byte 1"),
                       (rb'{"message":"\ud800"}', "lone surrogate at byte 12")):
         shared.ask(request("POST", CALL_PATH, ALICE_FIELDS, body)).is_json(
@@ -173,8 +175,11 @@ def test_message_is_a_string(shared, body, got):
     '{"method":"e2e.setRoomKeyID","params":"rk"}', '{"method":"e2e.setRoomKeyID","params":null}',
     '{"msg":"sub","method":"e2e.setRoomKeyID","params":["r","k"]}',
     '{"msg":1,"method":"e2e.setRoomKeyID","params":["r","k"]}',
-    '{"id":1,"method":"e2e.setRoomKeyID","params":["r","k"]}',
-    '{"id":null,"method":"e2e.setRoomKeyID","params":["r","k"]}',
+    '{"id":true,"method":"e2e.setRoomKeyID","params":["r","k"]}',
+    '{"id":{},"method":"e2e.setRoomKeyID","params":["r","k"]}',
+    '{"id":["1"],"method":"e2e.setRoomKeyID","params":["r","k"]}',
+    '{"id":%s,"method":"e2e.setRoomKeyID","params":["r","k"]}' % ("1" * 256),
+    '{"id":01,"method":"e2e.setRoomKeyID","params":["r","k"]}',
     '{"id":"%s","method":"e2e.setRoomKeyID","params":["r","k"]}' % ("i" * 256),
     '{"method":"%s","params":["r","k"]}' % ("m" * 256),
     r'{"id":"\ud800","method":"e2e.setRoomKeyID","params":["r","k"]}',
@@ -199,6 +204,28 @@ def test_members_of_the_message(server):
     escaped = r'{"\u0069d":"\u0031","method":"e2e.set\u0052oomKeyID","params":["\u0065","\u006b"]}'
     server.ask(raw_call(escaped)).is_json(200, result())
     server.info("e").is_json(200, room_info("e", "c", "k"))
+
+
+@pytest.mark.parametrize("written, repeated", [
+    ("null", ""), ('""', ""), ("7", "7"), ("0", "0"), ("-0", "-0"), ("1e3", "1e3"), ("-1.50E+2", "-1.50E+2"),
+    ("9007199254740993", "9007199254740993"), ("9" * 255, "9" * 255), ('"7"', "7"), (" 7 ", "7"),
+    ('"1","id":null', ""), ('null,"id":7', "7"),
+])
+def test_how_a_client_may_write_its_id(server, written, repeated):
+    """A number comes back as a string of the same digits, and null as an empty one; no ID as none."""
+    call_with_id = raw_call('{"id":%s,"method":"%s","params":["r","k"]}' % (written, METHOD))
+    server.ask(call_with_id).is_json(200, result(call_id=repeated))
+    server.ask(call_with_id).is_json(400, result(KEY_EXISTS, call_id=repeated))
+
+
+def test_the_bytes_of_a_call_without_an_id(server):
+    message = '{"msg":"method",%s"method":"e2e.setRoomKeyID","params":["%s","k"]}'
+    server.ask(raw_call(message % ("", "a"))).is_json(
+        200, rb'{"message":"{\"msg\":\"result\"}","success":true}')
+    server.ask(raw_call(message % ('"id":null,', "b"))).is_json(
+        200, rb'{"message":"{\"msg\":\"result\",\"id\":\"\"}","success":true}')
+    server.ask(raw_call(message % ('"id":7,', "c"))).is_json(
+        200, rb'{"message":"{\"msg\":\"result\",\"id\":\"7\"}","success":true}')
 
 
 def test_the_method_in_the_message_counts(shared):

@@ -23,7 +23,8 @@ import pytest
 from server import (
     ALICE, ALICE_FIELDS, ALICE_TOKEN, ALREADY_EXISTS, BOB_TOKEN, CALL_PATH, EVERY_ROOM, HEALTHZ,
     INFO_PATH, JSON_TYPE, REPOSITORY, SET_PATH, STORAGE_UNAVAILABLE, SUCCESS, TIMEOUT_S, USERS, Client,
-    Server, binary, compact, failure, has_ipv6, hash_token, info_request, inject, parse_ready_line, request, run,
+    Server, binary, compact, failure, has_ipv6, hash_token, info_request, inject, parse_ready_line,
+    records, request, run,
     set_request, wait_until, write_data,
 )
 
@@ -398,6 +399,26 @@ def test_a_client_that_does_not_wait(serve, path):
     assert line.summary() == (ALICE, f"POST {SET_PATH} HTTP/1.1", 499, "-")
     wait_until(lambda: server.info("a").body.count(b"e2eKeyId"), "the set, which happened")
     assert sets_by_outcome(metrics(server)) == {"client_gone": 1}
+
+
+def test_a_client_that_leaves_before_it_is_looked_at(serve, path, tmp_path):
+    """Whatever it has asked for happens, is counted, and has its line: 499, since it got no reply."""
+    server = serve("--access-log", path, listen=["127.0.0.1:0", f"unix:{tmp_path / 'socket'}"])
+    with server.standing_still():
+        for address, leave in zip(server.addresses, (Client.reset, Client.close)):
+            client = Client(address)
+            room = leave.__name__
+            client.send(set_request(room, "k") + set_request(room, "l") + info_request(room)
+                        + request("POST", SET_PATH, ALICE_FIELDS, b"{") + HEALTHZ)
+            leave(client)
+    lines = wait_lines(path, 10)
+    assert sorted(line.request.split(" ")[0] for line in lines) == ["GET"] * 4 + ["POST"] * 6
+    assert {(line.address, line.status, line.bytes) for line in lines} == {("-", 499, "-")}
+    assert sorted(records(server.log())) == [(ALICE, "close", "k"), (ALICE, "reset", "k")]
+    seen = metrics(server)
+    assert sets_by_outcome(seen) == {"client_gone": 6}
+    assert requests_at(seen, "rooms.info") == requests_at(seen, "healthz") == {499: 2}
+    assert seen["roomkeyd_key_ids"] == 2
 
 
 def test_rotation_loses_no_line(serve, path):

@@ -68,6 +68,12 @@ def post(*fields, body=b""):
     return line("POST / HTTP/1.1", *fields) + body
 
 
+def asked(*fields, body=b"{}"):
+    """A set that says no room, so 400 unless its fields are wrong."""
+    return line(f"POST {SET_PATH} HTTP/1.1", *map(": ".join, ALICE_FIELDS), *fields,
+                f"Content-Length: {len(body)}") + body
+
+
 def sized(body):
     return post(f"Content-Length: {len(body)}", body=body)
 
@@ -538,6 +544,18 @@ REPLIES = [
     ("9110 15.5.16", "415", line(f"POST {SET_PATH} HTTP/1.1", *map(": ".join, ALICE_FIELDS),
                                  "Content-Type: text/plain", "Content-Length: 2") + b"{}",
      "415 open"),
+    ("9110 15.5.16", "415 for a coding", asked("Content-Encoding: gzip"), "415 open"),
+    ("9110 15.5.16", "415 for a coding without a body", asked("Content-Encoding: gzip", body=b""),
+     "415 open"),
+    ("9110 8.4", "a list of codings", asked("Content-Encoding: identity, gzip"), "415 open"),
+    ("9110 8.4", "codings in two fields", asked("Content-Encoding: identity", "Content-Encoding: gzip"),
+     "415 open"),
+    ("9110 8.4.1.3", "x-gzip is gzip", asked("Content-Encoding: x-gzip"), "415 open"),
+    ("9110 8.4.1", "codings are case-insensitive", asked("Content-Encoding: IdEnTiTy"), "400 open"),
+    ("9110 5.6.1.2", "an empty list of codings", asked("Content-Encoding:"), "400 open"),
+    ("9110 8.4", "the framing comes first: a coded body is passed over as a whole",
+     asked("Content-Encoding: gzip", body=OK) + OK, "415 200 open"),
+    ("9110 8.4", "a coding of a GET", get("Content-Encoding: gzip"), "200 open"),
     ("9110 8.3", "a content type twice",
      line(f"POST {SET_PATH} HTTP/1.1", *map(": ".join, ALICE_FIELDS),
           *["Content-Type: application/json"] * 2), "415 open"),
@@ -768,6 +786,9 @@ def check_fields(reply):
         assert is_json or fields.get("content-type") == "text/plain", reply
         expected |= {"cache-control"} if is_json else set()
         assert fields.get("cache-control", "no-store") == "no-store"
+    if status == 415 and "accept-encoding" in fields:  # RFC 9110, 15.5.16 and 12.5.3
+        expected.add("accept-encoding")
+        assert fields["accept-encoding"] == "identity", reply
     if status in (204, 405):  # RFC 9110, 15.5.6 demands it; OPTIONS is asked for it
         expected.add("allow")
         assert re.fullmatch("[A-Z]+(, [A-Z]+)*", fields.get("allow", "")), reply
@@ -796,6 +817,7 @@ def read_reply(data, is_head):
     length = 0 if is_head or reply.status in (100, 204) else int(fields["content-length"])
     assert len(rest) >= length, f"a body is cut short: {data!r}"
     reply = reply._replace(body=rest[:length])
+    assert ("accept-encoding" in fields) == (b"[error-unsupported-content-enc" in reply.body), reply
     if reply.body and fields["content-type"] == "application/json":
         json.loads(reply.body.decode())
     return reply, rest[length:]
