@@ -71,8 +71,9 @@ static const struct command commands[] = {
      "Prints the key IDs as JSON lines. Also beside a server.\n\n"},
     {"import", admin_import, "d", 0, 0, "import [--data DIR] <FILE",
      "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
-     "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
-     "room has another key ID; what is before it is on disk, and does no harm a second time.\n\n"},
+     "--fields _id,e2eKeyId. Not beside a server. A room that has another key ID keeps that: each\n"
+     "such room is named at the end, by its line, and the exit code is 1. A line that is wrong ends\n"
+     "the import; what is before it is on disk, and does no harm a second time.\n\n"},
     {"users import", admin_users_import, "d", 0, 0, "users import [--data DIR] <FILE",
      "Replaces users by the login tokens in mongoexport's JSON lines of users.\n\n"},
     {"rooms import", admin_rooms_import, "d", 0, 0, "rooms import [--data DIR] <FILE",

@@ -221,7 +221,7 @@ def test_add_refuses_what_users_cannot_hold(data, name):
 def test_add_takes_what_users_can_hold(data, name):
     code, token, _ = command("user", "add", "--data", data, "--", name)
     assert code == 0
-    assert command("import", "--data", data)[0] == 0  # nothing, but there is a log now
+    assert command("import", "--data", data, text='{"_id":"r"}\n')[0] == 0  # there is a log now
     assert command("check", "--data", data)[0] == 0
     end = f"\n{name} {hash_token(token.strip())}\n".encode()
     assert (data / "users").read_bytes().endswith(end)
@@ -309,6 +309,20 @@ def test_hash_token_of_what_is_none(text):
     assert (code, output) == (1, "") and "not a token" in errors
 
 
+@pytest.mark.parametrize("text, why", [
+    (ALICE_TOKEN.encode("utf-16"), "UTF-16"), ((ALICE_TOKEN + "\r\n").encode("utf-16-le"), "UTF-16"),
+    ((ALICE_TOKEN + "\r\n").encode("utf-16-be"), "UTF-16"),
+    (b"\xef\xbb\xbf" + ALICE_TOKEN.encode(), "a byte order mark"), (b"", "docker exec needs -i"),
+])
+def test_hash_token_of_what_windows_makes(text, why):
+    """What would be hashed is not what was meant; neither is shown."""
+    done = subprocess.run([binary(), "hash-token"], input=text, capture_output=True, check=False,
+                          timeout=TIMEOUT_S)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"not a token alone on its line" in done.stderr and why.encode() in done.stderr
+    assert ALICE_TOKEN[:8].encode() not in done.stderr.replace(b"\0", b"")
+
+
 # ---- users import, rooms import ----------------------------------------------------------------
 
 
@@ -390,7 +404,8 @@ def test_rooms_import_against_a_model(tmp_path):
 
 REFUSED = {
     "nothing": ("", "nothing to import"),
-    "blank": ("\n \n", "nothing to import"),
+    "blank": ("\n \n", "nothing to import: standard input is empty"),
+    "nothing that counts": ('{"_id":"x","t":"l"}\n' * 2, "nothing to import: no line has a "),
     "no JSON": ('{"_id":"x","t":"c"}\n{"_id":\n', "line 2: "),
     "no object": ("[1]\n", "line 1: not a JSON object"),
     "an array": ('[{"_id":"x","t":"c"}]\n', "line 1: not a JSON object"),
@@ -409,7 +424,8 @@ def test_an_import_that_is_refused_changes_nothing(data, name, what):
 
 
 @pytest.mark.parametrize("text, why", [
-    (lines(room("P", "p"), room("P", "c")), "roomkeyd: P: a room of two types\n"),
+    (lines(room("P", "p"), room("P", "c")), 'roomkeyd: the room "P" has two types\n'),
+    (lines(room("\x1b[2J", "p"), room("\x1b[2J", "c")), 'the room "\\u001b[2J" has two types\n'),
     (lines(room("P", "p"), {"_id": "x"}), "line 2: neither a room"),
     (lines(room("P", "p"), {"_id": "x", "rid": "P"}), "line 2: neither a room"),
     (lines(room("P", "p"), {"_id": "x", "rid": 1, "u": {"_id": "u"}}), "line 2: neither a room"),
