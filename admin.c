@@ -94,20 +94,45 @@ static int keep_owner(const struct edit *edit) {
     return edit->old ? fchmod(fd, status.st_mode & 07777) : 0;
 }
 
+/* What an operator can do about an error of changing a file; nothing where the error says it all. */
+static const char *way_out(int error) {
+    switch (error) {
+    case EBUSY: /* of a rename: docker -v ./users:/data/users */
+        return ": it is mounted by itself, and a mount point cannot be replaced: mount its "
+               "directory instead, or edit it in place (hash-token makes a hash)";
+    case EROFS: return ": it is mounted read-only here: change it where it can be written";
+    case EACCES: return ": run this as the owner of the directory and its files, or as root";
+    case EPERM:
+        return ": it or its directory is immutable or append-only (lsattr shows that), or is "
+               "somebody else's";
+    default: return "";
+    }
+}
+
+/* Tells that a file cannot be changed, because of errno. it_is_new: the error is of the new file.
+ * Returns -1. */
+static int tell_unchanged(const struct edit *edit, bool it_is_new) {
+    int error = errno;
+    return tell(edit->dir, ": cannot change ", edit->name, ": ", it_is_new ? edit->new_name : "",
+                it_is_new ? ": " : "",
+                error == ELOOP ? "a symbolic link, which is neither followed nor replaced"
+                               : strerror(error),
+                way_out(error));
+}
+
 /* Returns 0, and end_edit is due, or -1, reported. */
 static int begin_edit(struct edit *edit, const char *dir, const char *name) {
     *edit = (struct edit){.dir = dir, .name = name};
     text_join(edit->new_name, sizeof edit->new_name, name, ".new");
     edit->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (edit->dir_fd >= 0 && lock_new(edit) == 0) {
+    if (edit->dir_fd < 0 || lock_new(edit) < 0) {
+        tell_unchanged(edit, edit->dir_fd >= 0);
+    } else {
         edit->old = open_file(edit->dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
         if ((edit->old || errno == ENOENT) && keep_owner(edit) == 0) return 0;
-        int error = errno;
+        tell_unchanged(edit, false);
         unlinkat(edit->dir_fd, edit->new_name, 0);
-        errno = error;
     }
-    tell(dir, ": cannot change ", name, ": ",
-         errno == ELOOP ? "a symbolic link, which would be replaced" : strerror(errno));
     close_edit(edit);
     return -1;
 }
@@ -127,10 +152,10 @@ static bool can_be_loaded(const struct edit *edit, const char *name) {
 static int replace(const struct edit *edit) {
     bool is_written =
         fflush(edit->file) == 0 && !ferror(edit->file) && log_sync_all(fileno(edit->file)) == 0;
-    if (is_written && !can_be_loaded(edit, edit->new_name)) return -1;
-    if (is_written && renameat(edit->dir_fd, edit->new_name, edit->dir_fd, edit->name) == 0)
-        return 0;
-    return tell(edit->new_name, ": ", strerror(errno));
+    if (!is_written) return tell(edit->dir, "/", edit->new_name, ": ", strerror(errno));
+    if (!can_be_loaded(edit, edit->new_name)) return -1;
+    int result = renameat(edit->dir_fd, edit->new_name, edit->dir_fd, edit->name);
+    return result < 0 ? tell_unchanged(edit, false) : 0;
 }
 
 /* Ends what begin_edit began: with is_wanted by replacing the file. Returns 0, or -1, reported, or

@@ -5,6 +5,7 @@ Proves that a file is replaced whole or not at all, whatever fails; that changes
 time all stay; and that no token is seen anywhere but where it has to be.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 from server import (
     ALICE, ALICE_TOKEN, BOB, TIMEOUT_S, USERS, binary, hash_token, run, tool, wait_until, write_data,
 )
+from test_deploy import give_up
 from test_disk import SMALL_DISK, contents, fill, mounted
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}\n")
@@ -252,7 +254,7 @@ def test_a_symbolic_link_in_the_new_file_s_place_is_not_followed(data):
     (data / "users.new").symlink_to("mine")
     before = contents(data)
     code, output, errors = command("user", "add", "--data", data, "carol")
-    assert (code, output) == (1, "") and "cannot change users" in errors
+    assert (code, output) == (1, "") and "cannot change users: users.new: a symbolic link" in errors
     assert contents(data) == before
 
 
@@ -482,6 +484,88 @@ def test_a_file_at_its_size_limit_changes_nothing(data, change):
     code, output, errors = command(*arguments, "--data", data, text=text, preexec_fn=limit)
     assert (code, output) == (1, "") and "File too large" in errors
     assert contents(data) == before
+
+
+MOUNT_BY_ITSELF = 'mount --bind "$1/elsewhere" "$1/$2"'
+MOUNT_READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"'
+
+
+def after_mounts(script, data, name, *arguments, text=""):
+    """A command, and before it a script ($1: the directory, $2: a file's name) that mounts: (exit
+    code, standard output, standard error)."""
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    unshare = [tool("unshare", "util-linux"), "--mount", *as_root, "sh", "-c"]
+    probe = subprocess.run([*unshare, 'mount --bind "$0" "$0"', data], capture_output=True, check=False)
+    if probe.returncode != 0:
+        give_up(f"nobody here may mount a file system, as a container may not: {probe.stderr}")
+    done = subprocess.run(
+        [*unshare, f'set -e; {script}; shift 2; exec "$@"', "sh", data, name, binary(), *arguments],
+        input=text, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_is_mounted_by_itself_is_named(data, change):
+    """docker -v ./users:/data/users. It is that file that is busy, not the new one."""
+    arguments, text = CHANGES[change]
+    name = "rooms" if change == "rooms" else "users"
+    (data / "elsewhere").write_bytes((data / name).read_bytes())
+    before = contents(data)
+    code, output, errors = after_mounts(
+        MOUNT_BY_ITSELF, data, name, *arguments, "--data", data, text=text)
+    assert (code, output) == (1, "") and contents(data) == before
+    assert errors.startswith(f"roomkeyd: {data}: cannot change {name}: {os.strerror(errno.EBUSY)}: ")
+    assert "mounted by itself" in errors and "mount its directory" in errors
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_directory_that_is_mounted_read_only_is_named(data, change):
+    arguments, text = CHANGES[change]
+    before = contents(data)
+    code, output, errors = after_mounts(
+        MOUNT_READ_ONLY, data, "", *arguments, "--data", data, text=text)
+    assert (code, output) == (1, "") and contents(data) == before
+    assert f"new: {os.strerror(errno.EROFS)}: it is mounted read-only here" in errors
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_directory_of_somebody_else_s_is_named(data, change):
+    """As root, too: without the capability to pass over permissions."""
+    arguments, text = CHANGES[change]
+    before = contents(data)
+    data.chmod(0o555)
+    dropped = "-dac_override,-dac_read_search"
+    wrapper = []
+    if os.geteuid() == 0:
+        wrapper = [tool("setpriv", "util-linux"), "--bounding-set", dropped, "--inh-caps", dropped]
+    done = subprocess.run([*wrapper, binary(), *arguments, "--data", data], input=text, text=True,
+                          capture_output=True, check=False, timeout=TIMEOUT_S)
+    data.chmod(0o755)
+    assert (done.returncode, done.stdout) == (1, "") and contents(data) == before
+    assert f"new: {os.strerror(errno.EACCES)}: run this as the owner" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["a", "i"])
+@pytest.mark.parametrize("where", ["users", "."])
+def test_what_chattr_keeps_from_changes_is_named(data, where, flag):
+    """Nothing is changed. (An append-only directory keeps even what was begun.)"""
+    before = contents(data)
+    chattr = lambda sign: subprocess.run([tool("chattr", "e2fsprogs"), f"{sign}{flag}", data / where],
+                                         capture_output=True, text=True, check=False)
+    result = chattr("+")
+    if result.returncode != 0:
+        give_up(f"nobody here may do that, or the file system knows no such thing: {result.stderr}")
+    try:
+        code, output, errors = command("user", "add", "--data", data, "carol")
+    finally:
+        assert chattr("-").returncode == 0
+    after = contents(data)
+    if (where, flag) == (".", "a"):
+        after.pop("users.new")
+    assert (code, output) == (1, "") and after == before
+    assert f": {os.strerror(errno.EPERM)}: it or its directory is immutable or append-only" in errors
+    assert command("user", "add", "--data", data, "carol")[0] == 0
+    assert sorted(contents(data)) == sorted(before)
 
 
 def add_under(call, data, *only):
