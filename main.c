@@ -369,9 +369,10 @@ static int open_listeners(struct server *server) {
         struct listening *listening = &server->listening[server->listening_count];
         const char *text = is_default ? defaults[i] : options->listen[i];
         if (listen_open(&listening->listener, text) == 0 && add_listener(server)) continue;
-        bool has_no_ipv6 = errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL;
+        int error = errno;
+        bool has_no_ipv6 = error == EAFNOSUPPORT || error == EADDRNOTAVAIL;
         if (is_default && i == 1 && has_no_ipv6) continue;
-        return tell("cannot listen on ", text, ": ", strerror(errno));
+        return tell("cannot listen on ", text, ": ", strerror(error), listen_way_out(text, error));
     }
     return 0;
 }

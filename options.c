@@ -72,7 +72,8 @@ static const struct command commands[] = {
     {"import", admin_import, "d", 0, 0, "import [--data DIR] <FILE",
      "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
      "--fields _id,e2eKeyId. Not beside a server. A room that has another key ID keeps that: each\n"
-     "such room is named at the end, by its line, and the exit code is 1. A line that is wrong ends\n"
+     "such room is named at the end, by its line, and the exit code is 1. A line that is wrong "
+     "ends\n"
      "the import; what is before it is on disk, and does no harm a second time.\n\n"},
     {"users import", admin_users_import, "d", 0, 0, "users import [--data DIR] <FILE",
      "Replaces users by the login tokens in mongoexport's JSON lines of users.\n\n"},
@@ -133,8 +134,8 @@ static int misused(const char *word) {
 }
 
 static int read_listen(const char *text, struct options *options) {
-    if (!listen_is_address(text))
-        return tell("--listen: not ADDR:PORT, [ADDR]:PORT or unix:PATH: '", text, "'");
+    const char *fault = listen_fault(text);
+    if (fault) return tell("--listen '", text, "': ", fault);
     if (options->listen_count == OPTIONS_LISTEN_MAX)
         return tell("--listen: given more than ", DECIMAL(OPTIONS_LISTEN_MAX), " times");
     options->listen[options->listen_count++] = text;
