@@ -3,13 +3,17 @@
  *
  *     roomkeyd  user add   --data DIR   USERID
  *               |          |            `- operands
- *               |          `- options, in any place behind the command, --data=DIR too
+ *               |          `- options, in any place after the command, --data=DIR too
  *               `- the command; where the first word is an option, or none at all: serve
  *
  * A command is one entry of a table: what runs it, which options it takes, what --help says of it.
  *
  * It refuses options of other commands and values that cannot be meant, and quotes what is wrong;
- * but not the words that a command (other than serve) has too many: one may be a token.
+ * but not the words that a command (other than serve) has too many, nor an unknown option that does
+ * not look like one: each may be a token.
+ *
+ * getopt_long would take --dat for --data as long as no other option begins so. A script that relies
+ * on that would mean another option, or none, with the next version.
  */
 #include "options.h"
 #include "admin.h"
@@ -19,7 +23,6 @@
 #include "text.h"
 
 #include <ctype.h>
-#include <getopt.h>
 
 #define CONNECTIONS_DEFAULT 16384
 #define CONNECTIONS_MAX     1000000
@@ -159,18 +162,29 @@ static int read_cors(char *text, struct options *options) {
     return 0;
 }
 
+/* A path that is empty is a variable of a script that was not set. */
+static int read_path(const char *name, const char *value, const char **path) {
+    *path = value;
+    return value[0] != '\0' ? 0 : tell(name, ": the path is empty");
+}
+
 /* Returns 0, or -1, reported. */
 static int read_option(int letter, char *value, struct options *options) {
     switch (letter) {
     case 'l': return read_listen(value, options);
     case 'm': return read_max_connections(value, options);
     case 'c': return read_cors(value, options);
-    case 'd': options->dir = value; break;
-    case 's': options->salvage = value; break;
-    case 'a': options->access_log = value; break;
+    case 'd': return read_path("--data", value, &options->dir);
+    case 's': return read_path("--salvage", value, &options->salvage);
+    case 'a': return read_path("--access-log", value, &options->access_log);
     case 'n': options->has_no_metrics = true; break;
     }
     return 0;
+}
+
+static int print_version(void) {
+    text_print(stdout, "roomkeyd " ROOMKEYD_VERSION "\n");
+    return finish();
 }
 
 static int print_help(const struct command *command) {
@@ -181,46 +195,105 @@ static int print_help(const struct command *command) {
     return finish();
 }
 
-/* Reads what stands behind a command; argv[0] is its last word. Returns as options_read does. */
-static int read_arguments(const struct command *command, int argc, char **argv,
-                          struct options *options) {
+/* An option, as it is written after "--". */
+struct option {
+    const char *name;
+    char letter; /* for struct command's takes, and for read_option */
+    bool has_value;
+};
+
+static const struct option *find_option(struct slice name) {
     static const struct option known[] = {
-        {"listen", required_argument, NULL, 'l'},
-        {"data", required_argument, NULL, 'd'},
-        {"max-connections", required_argument, NULL, 'm'},
-        {"cors", required_argument, NULL, 'c'},
-        {"access-log", required_argument, NULL, 'a'},
-        {"no-metrics", no_argument, NULL, 'n'},
-        {"salvage", required_argument, NULL, 's'},
-        {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'v'},
-        {0},
+        {"listen", 'l', true},  {"data", 'd', true},       {"max-connections", 'm', true},
+        {"cors", 'c', true},    {"access-log", 'a', true}, {"no-metrics", 'n', false},
+        {"salvage", 's', true}, {"help", 'h', false},      {"version", 'v', false},
     };
-    int letter;
-    opterr = 0;
-    while ((letter = getopt_long(argc, argv, "", known, NULL)) != -1) {
-        if (letter == 'h') return print_help(command);
-        bool is_known = strchr(command->takes, letter) != NULL;
-        if (!is_known)
-            tell("unknown option, or a value missing or unasked: '", argv[optind - 1], "'");
-        if (!is_known || read_option(letter, optarg, options) < 0) return misused(command->name);
-        if (letter == 'v') {
-            text_print(stdout, "roomkeyd " ROOMKEYD_VERSION "\n");
-            return finish();
-        }
-    }
-    bool is_serve = command == SERVE && optind < argc && strcmp(argv[optind], SERVE->name) == 0;
-    int operands = argc - (optind += is_serve); /* its name may stand behind its options, too */
-    if (operands < command->operands_min || operands > command->operands_max) {
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (slice_equal(slice_of(known[i].name), name)) return &known[i];
+    return NULL;
+}
+
+/* Tells of a word that is no option. It is repeated only if it looks like one: short, of lower-case
+ * letters, after two dashes, or a single letter. Anything else may be a token, which may begin with
+ * a dash, too. */
+static int tell_unknown(struct slice word) {
+    char text[24];
+    bool is_harmless = word.n < sizeof text && (word.n == 2 || strncmp(word.p, "--", 2) == 0);
+    for (size_t i = 0; i < word.n; i++)
+        is_harmless = is_harmless && (word.p[i] == '-' || (word.p[i] >= 'a' && word.p[i] <= 'z'));
+    if (!is_harmless) return tell("unknown option, not repeated here: it may be a token");
+    memcpy(text, word.p, word.n);
+    text[word.n] = '\0';
+    return tell("unknown option: '", text, "' (options are not abbreviated)");
+}
+
+/* Takes the option that argv[0] is, and its value, which may be argv[1]. Returns how many words those
+ * are, with *taken and *value (NULL if it has none), or -1, reported. */
+static int take_option(const struct command *command, char **argv, const struct option **taken,
+                       char **value) {
+    char *equals = strchr(argv[0], '=');
+    struct slice word = {argv[0], equals ? (size_t)(equals - argv[0]) : strlen(argv[0])};
+    bool is_long = word.n > 2 && word.p[1] == '-';
+    const struct option *option =
+        is_long ? find_option((struct slice){word.p + 2, word.n - 2}) : NULL;
+    if (!option) return tell_unknown(word);
+    const char *name = option->name;
+    if (option->letter != 'h' && !strchr(command->takes, option->letter))
+        return tell("--", name, " is not an option of ", command->name);
+    if (!option->has_value && equals) return tell("--", name, " takes no value");
+    if (option->has_value && !equals && !argv[1]) return tell("--", name, " needs a value");
+    /* What looks like an option is one: the value was forgotten. */
+    if (option->has_value && !equals && strncmp(argv[1], "--", 2) == 0)
+        return tell("--", name, " needs a value; one that begins with -- is written --", name,
+                    "=VALUE");
+    *taken = option;
+    *value = !option->has_value ? NULL : equals ? equals + 1 : argv[1];
+    return option->has_value && !equals ? 2 : 1;
+}
+
+/* Judges the words that are left, and finishes *options. Returns as options_read does. */
+static int take_operands(const struct command *command, int count, char **operands,
+                         struct options *options) {
+    /* The name of serve may be after its options, too. */
+    bool is_serve = command == SERVE && count > 0 && strcmp(operands[0], SERVE->name) == 0;
+    count -= is_serve;
+    operands += is_serve;
+    if (count < command->operands_min || count > command->operands_max) {
         if (command == SERVE)
-            tell("not a command, or not the first word: '", argv[optind], "'");
+            tell("not a command, or not the first word: '", operands[0], "'");
         else
             tell("too few words, or too many");
         return misused(command->name);
     }
     options->run = command->run;
-    options->operands = argv + optind;
+    options->operands = operands;
     return OPTIONS_RUN;
+}
+
+/* Reads what follows a command; argv[0] is its last word. The operands move to the front, where
+ * options were. Returns as options_read does. */
+static int read_arguments(const struct command *command, int argc, char **argv,
+                          struct options *options) {
+    bool is_over = false; /* a -- was met: no option follows */
+    int count = 0;
+    for (int i = 1, words; i < argc; i += words) {
+        const struct option *option = NULL;
+        char *value = NULL;
+        words = 1;
+        if (is_over || argv[i][0] != '-' || argv[i][1] == '\0') {
+            argv[++count] = argv[i];
+        } else if (strcmp(argv[i], "--") == 0) {
+            is_over = true;
+        } else {
+            words = take_option(command, argv + i, &option, &value);
+            if (words < 0) return misused(command->name);
+            if (option->letter == 'h') return print_help(command);
+            if (option->letter == 'v') return print_version();
+            if (read_option(option->letter, value, options) < 0) return misused(command->name);
+        }
+    }
+    if (count + 1 < argc) argv[count + 1] = NULL;
+    return take_operands(command, count, argv + 1, options);
 }
 
 int options_read(int argc, char **argv, struct options *options) {

@@ -292,11 +292,16 @@ def test_a_token_that_nobody_reads_is_told_of(data):
 
 
 def test_a_token_in_the_wrong_place_is_not_repeated(data):
+    """Nor where it looks like an option: a token is of letters, digits, - and _, in any place."""
+    made = "Di9OKWzdu7V2vW3lHO0oYLOOr6P2Y0n9zQlx20qn2cU"
     for wrong in (("hash-token", ALICE_TOKEN), ("user", "add", "--data", data, "bob", ALICE_TOKEN),
-                  ("user", "revoke", ALICE, HASH, ALICE_TOKEN)):
+                  ("user", "revoke", ALICE, HASH, ALICE_TOKEN), ("hash-token", "-" + ALICE_TOKEN),
+                  ("hash-token", "--" + made), ("hash-token", f"--token={made}"),
+                  ("hash-token", f"--help={made}"), ("user", "add", "bob", f"-{made}=x"),
+                  ("-" + made,), ("--data", data, "--" + made), ("check", f"--listen={made}")):
         code, output, errors = command(*wrong)
         assert (code, output) == (2, "") and "usage: " in errors
-        assert ALICE_TOKEN not in errors
+        assert ALICE_TOKEN not in errors and made not in errors
 
 
 @pytest.mark.parametrize("text", [ALICE_TOKEN, ALICE_TOKEN + "\n", ALICE_TOKEN + "\r\n"])

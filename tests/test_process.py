@@ -98,6 +98,57 @@ def test_bad_usage(tmp_path, arguments, quoted):
     assert len(result.stderr) < 1000 and os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("arguments,message", [
+    (["check", "--listen", LOCAL], "--listen is not an option of check"),
+    (["check", f"--listen={LOCAL}"], "--listen is not an option of check"),
+    (["user", "add", "bob", "--salvage", "x"], "--salvage is not an option of user add"),
+    (["hash-token", "--data", "x"], "--data is not an option of hash-token"),
+    (["export", "--version"], "--version is not an option of export"),
+    (["--salvage", "x"], "--salvage is not an option of serve"),
+    (["health", "--no-metrics"], "--no-metrics is not an option of health"),
+    (["--nonsense"], "unknown option: '--nonsense' (options are not abbreviated)"),
+    (["--nonsense=x"], "unknown option: '--nonsense' (options are not abbreviated)"),
+    (["check", "-d", "x"], "unknown option: '-d' (options are not abbreviated)"),
+    (["--dat", "x"], "unknown option: '--dat' (options are not abbreviated)"),
+    (["--lis=x"], "unknown option: '--lis' (options are not abbreviated)"),
+    (["check", "--he"], "unknown option: '--he' (options are not abbreviated)"),
+    (["---data", "x"], "unknown option: '---data' (options are not abbreviated)"),
+    (["-data", "x"], "unknown option, not repeated here: it may be a token"),
+    (["--=x"], "unknown option: '--' (options are not abbreviated)"),
+    (["--listen"], "--listen needs a value"),
+    (["check", "--data"], "--data needs a value"),
+    (["--data", "--no-metrics"],
+     "--data needs a value; one that begins with -- is written --data=VALUE"),
+    (["--data", "--", "x"], "--data needs a value; one that begins with -- is written --data=VALUE"),
+    (["--data", ""], "--data: the path is empty"),
+    (["--access-log="], "--access-log: the path is empty"),
+    (["check", "--salvage="], "--salvage: the path is empty"),
+    (["--no-metrics=1"], "--no-metrics takes no value"),
+    (["--no-metrics="], "--no-metrics takes no value"),
+    (["--help=x"], "--help takes no value"),
+    (["--data", "x", "check"], "not a command, or not the first word: 'check'"),
+    (["-"], "not a command, or not the first word: '-'"),
+    (["check", "-"], "too few words, or too many"),
+], ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "")
+def test_what_is_wrong_with_an_option_is_named(tmp_path, arguments, message):
+    """In one line, before the usage of its command; whatever POSIXLY_CORRECT says."""
+    for environment in ({}, {"POSIXLY_CORRECT": "1"}):
+        result = run(*arguments, cwd=tmp_path, env={**os.environ, **environment})
+        assert (result.returncode, result.stdout) == (2, ""), result
+        first, usage = result.stderr.split("\n", 1)
+        assert first == f"roomkeyd: {message}" and usage.startswith("usage: roomkeyd ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_values_that_begin_with_dashes(tmp_path):
+    """After --data= any, and after --data what is no option for the eye."""
+    for name, arguments in (("--d", ["--data=--d"]), ("-d", ["--data", "-d"]), ("=d", ["--data==d"])):
+        write_data(tmp_path / name)
+        done = run("import", *arguments, cwd=tmp_path, stdin=None, input='{"_id":"r","e2eKeyId":"k"}\n')
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / name / "keys.log").exists()
+
+
 LONGEST_PATH = 107  # bytes of sun_path (unix(7)), less a NUL
 
 
