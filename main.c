@@ -20,7 +20,8 @@
  * while users and rooms are reread, one that does that. What they share is in store.c and struct
  * reload. Signals are blocked in all of them and read from a descriptor like everything else: a
  * handler would need global state, and Linux lets no signal into a wait that finds events at once,
- * so a server that is never idle could not be stopped.
+ * so a server that is never idle could not be stopped. (Process 1 has a handler for the time before
+ * and after the loop: see end_at_signals.)
  *
  * To read the server from here: conn.c drives a connection, http.c parses it, api.c answers,
  * access.c says who may, store.c keeps.
@@ -385,8 +386,8 @@ static void print_ready_lines(const struct server *server) {
 }
 
 /* From now on the signals come to the loop. Until then, and when it is over, those that stop the
- * server end the process as they do by default: a long replay and a stuck disk can be left. (Not by
- * the first process of a container, which the kernel spares: there it takes SIGKILL.) */
+ * server end the process at once, as they do by default: a long replay and a stuck disk can be left.
+ */
 static int watch_signals(struct server *server) {
     sigset_t set;
     sigemptyset(&set);
@@ -500,12 +501,30 @@ static int serve(const struct options *options) {
     return result;
 }
 
+static void end_at_once(int number) { _exit(128 + number); }
+
+/* The kernel spares process 1 of a container the signals whose action it has not chosen itself: a
+ * command that waits for its input, and a server in a long replay, would be deaf to Ctrl-C and to
+ * `docker stop`. Process 1 chooses to end, as any other process does by default, with the exit code
+ * that a shell has for that. What was told as done is on disk, and what was begun is no more than a
+ * crash leaves. A signal that is ignored already, as nohup does it, stays so. */
+static void end_at_signals(void) {
+    static const int numbers[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        struct sigaction action;
+        if (sigaction(numbers[i], NULL, &action) < 0 || action.sa_handler != SIG_DFL) continue;
+        action = (struct sigaction){.sa_handler = end_at_once};
+        sigaction(numbers[i], &action, NULL);
+    }
+}
+
 int main(int argc, char **argv) {
     struct options options;
     /* A closed one of these would become a file of ours, and what is printed would go there. */
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/", O_PATH) < 0) return 1;
     signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which is handled */
+    if (getpid() == 1) end_at_signals();
     int code = options_read(argc, argv, &options);
     if (code != OPTIONS_RUN) return code;
     int result = options.run ? options.run(&options) : serve(&options);
