@@ -23,7 +23,7 @@ from server import (
     ALICE, ALICE_TOKEN, BOB, TIMEOUT_S, USERS, binary, hash_token, run, tool, wait_until, write_data,
 )
 from test_deploy import give_up
-from test_disk import SMALL_DISK, contents, fill, mounted
+from test_disk import SMALL_DISK, chattr, contents, fill, mounted
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}\n")
 HASH = hash_token(ALICE_TOKEN)
@@ -555,15 +555,8 @@ def test_a_directory_of_somebody_else_s_is_named(data, change):
 def test_what_chattr_keeps_from_changes_is_named(data, where, flag):
     """Nothing is changed. (An append-only directory keeps even what was begun.)"""
     before = contents(data)
-    chattr = lambda sign: subprocess.run([tool("chattr", "e2fsprogs"), f"{sign}{flag}", data / where],
-                                         capture_output=True, text=True, check=False)
-    result = chattr("+")
-    if result.returncode != 0:
-        give_up(f"nobody here may do that, or the file system knows no such thing: {result.stderr}")
-    try:
+    with chattr(data / where, flag):
         code, output, errors = command("user", "add", "--data", data, "carol")
-    finally:
-        assert chattr("-").returncode == 0
     after = contents(data)
     if (where, flag) == (".", "a"):
         after.pop("users.new")
