@@ -323,15 +323,13 @@ static const jsmntok_t *member(const struct json *json, const char *name) {
     return json_member(json, json->root, slice_of(name));
 }
 
+static bool is_object_id(const struct json *json, const jsmntok_t *id) {
+    return json_member(json, id, SLICE("$oid")) != NULL;
+}
+
 static bool has_object_id(const struct json *json) {
-    const jsmntok_t *ids[] = {
-        member(json, "_id"),
-        member(json, "rid"),
-        json_member(json, member(json, "u"), SLICE("_id")),
-    };
-    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
-        if (json_member(json, ids[i], SLICE("$oid"))) return true;
-    return false;
+    return is_object_id(json, member(json, "_id")) || is_object_id(json, member(json, "rid")) ||
+           is_object_id(json, json_member(json, member(json, "u"), SLICE("_id")));
 }
 
 static int take_line(struct import *import, struct slice text) {

@@ -227,28 +227,42 @@ static int tell_unknown(struct slice word) {
     return tell("unknown option: '", text, "' (options are not abbreviated)");
 }
 
-/* Takes the option that argv[0] is, and its value, which may be argv[1]. Returns how many words those
- * are, with *taken and *value (NULL if it has none), or -1, reported. */
-static int take_option(const struct command *command, char **argv, const struct option **taken,
-                       char **value) {
-    char *equals = strchr(argv[0], '=');
-    struct slice word = {argv[0], equals ? (size_t)(equals - argv[0]) : strlen(argv[0])};
+/* Judges the name of an option, written as word. Returns the option, or NULL, reported. */
+static const struct option *read_name(const struct command *command, struct slice word) {
     bool is_long = word.n > 2 && word.p[1] == '-';
     const struct option *option =
         is_long ? find_option((struct slice){word.p + 2, word.n - 2}) : NULL;
-    if (!option) return tell_unknown(word);
+    if (!option) {
+        tell_unknown(word);
+    } else if (option->letter != 'h' && !strchr(command->takes, option->letter)) {
+        tell("--", option->name, " is not an option of ", command->name);
+        option = NULL;
+    }
+    return option;
+}
+
+/* Finds the value of an option: what follows its = sign, or, where there is none (NULL), the next
+ * word, which is then taken off the words. Returns the value, empty for an option that has none, or
+ * NULL, reported. */
+static char *take_value(const struct option *option, char *equals, char ***next) {
+    static char none[] = "";
     const char *name = option->name;
-    if (option->letter != 'h' && !strchr(command->takes, option->letter))
-        return tell("--", name, " is not an option of ", command->name);
-    if (!option->has_value && equals) return tell("--", name, " takes no value");
-    if (option->has_value && !equals && !argv[1]) return tell("--", name, " needs a value");
-    /* What looks like an option is one: the value was forgotten. */
-    if (option->has_value && !equals && strncmp(argv[1], "--", 2) == 0)
-        return tell("--", name, " needs a value; one that begins with -- is written --", name,
-                    "=VALUE");
-    *taken = option;
-    *value = !option->has_value ? NULL : equals ? equals + 1 : argv[1];
-    return option->has_value && !equals ? 2 : 1;
+    char *word = **next; /* NULL after the last one */
+    if (option->has_value && equals) return equals + 1;
+    if (!option->has_value && !equals) return none;
+    if (!option->has_value) {
+        tell("--", name, " takes no value");
+        return NULL;
+    }
+    if (word && strncmp(word, "--", 2) != 0) {
+        ++*next;
+        return word;
+    }
+    if (word) /* it is an option: the value was forgotten */
+        tell("--", name, " needs a value; one that begins with -- is written --", name, "=VALUE");
+    else
+        tell("--", name, " needs a value");
+    return NULL;
 }
 
 /* Judges the words that are left, and finishes *options. Returns as options_read does. */
@@ -275,22 +289,23 @@ static int take_operands(const struct command *command, int count, char **operan
 static int read_arguments(const struct command *command, int argc, char **argv,
                           struct options *options) {
     bool is_over = false; /* a -- was met: no option follows */
+    char **next = argv + 1, **end = argv + argc;
     int count = 0;
-    for (int i = 1, words; i < argc; i += words) {
-        const struct option *option = NULL;
-        char *value = NULL;
-        words = 1;
-        if (is_over || argv[i][0] != '-' || argv[i][1] == '\0') {
-            argv[++count] = argv[i];
-        } else if (strcmp(argv[i], "--") == 0) {
-            is_over = true;
-        } else {
-            words = take_option(command, argv + i, &option, &value);
-            if (words < 0) return misused(command->name);
-            if (option->letter == 'h') return print_help(command);
-            if (option->letter == 'v') return print_version();
-            if (read_option(option->letter, value, options) < 0) return misused(command->name);
+    while (next < end && *next) {
+        char *word = *next++, *equals = strchr(word, '=');
+        if (is_over || word[0] != '-' || word[1] == '\0') {
+            argv[++count] = word;
+            continue;
         }
+        is_over = strcmp(word, "--") == 0;
+        if (is_over) continue;
+        size_t n = equals ? (size_t)(equals - word) : strlen(word);
+        const struct option *option = read_name(command, (struct slice){word, n});
+        char *value = option ? take_value(option, equals, &next) : NULL;
+        if (!value) return misused(command->name);
+        if (option->letter == 'h') return print_help(command);
+        if (option->letter == 'v') return print_version();
+        if (read_option(option->letter, value, options) < 0) return misused(command->name);
     }
     if (count + 1 < argc) argv[count + 1] = NULL;
     return take_operands(command, count, argv + 1, options);
