@@ -15,7 +15,7 @@ PYTHON  ?= /usr/bin/python3
 MUSL    ?= $(shell command -v musl-gcc)
 
 VERSION  := 0.1.0
-MODULES  := main options admin inspect conn listen access_log http api json metrics access store log table sha256 text
+MODULES  := main options admin format inspect conn listen access_log http api json metrics access store log table sha256 text
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(WERROR)
 LANGUAGE := -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -D_TIME_BITS=64 -pthread \
             -DROOMKEYD_VERSION='"$(VERSION)"' -idirafter $(JSMN) -MMD -MP
@@ -57,7 +57,7 @@ static_LDFLAGS  := -static -s -Wl,-z,norelro,-z,noseparate-code
 
 FLAVOURS := release asan quick tsan clang m32 static fuzz cover cover-quick
 FUZZED   := http json request access log
-UNITS    := slice text sha256 table access access_work http json api metrics store listen
+UNITS    := slice text format sha256 table access access_work http json api metrics store listen
 TIMED    := access api
 
 .PHONY: all static install uninstall test units corpus server fuzz test-ecosystem torture torture-timed torture-short \

@@ -21,13 +21,14 @@
  */
 #include "admin.h"
 #include "access.h"
-#include "http.h"
+#include "format.h"
 #include "json.h"
 #include "listen.h"
 #include "log.h"
 #include "store.h"
 #include "text.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -94,20 +95,45 @@ static int keep_owner(const struct edit *edit) {
     return edit->old ? fchmod(fd, status.st_mode & 07777) : 0;
 }
 
+/* What an operator can do about an error of changing a file; nothing where the error says it all. */
+static const char *way_out(int error) {
+    switch (error) {
+    case EBUSY: /* of a rename: docker -v ./users:/data/users */
+        return ": it is mounted by itself, and a mount point cannot be replaced: mount its "
+               "directory instead, or edit it in place (hash-token makes a hash)";
+    case EROFS: return ": it is mounted read-only here: change it where it can be written";
+    case EACCES: return ": run this as the owner of the directory and its files, or as root";
+    case EPERM:
+        return ": it or its directory is immutable or append-only (lsattr shows that), or is "
+               "somebody else's";
+    default: return "";
+    }
+}
+
+/* Tells that a file cannot be changed, because of errno. it_is_new: the error is of the new file.
+ * Returns -1. */
+static int tell_unchanged(const struct edit *edit, bool it_is_new) {
+    int error = errno;
+    return tell(edit->dir, ": cannot change ", edit->name, ": ", it_is_new ? edit->new_name : "",
+                it_is_new ? ": " : "",
+                error == ELOOP ? "a symbolic link, which is neither followed nor replaced"
+                               : strerror(error),
+                way_out(error));
+}
+
 /* Returns 0, and end_edit is due, or -1, reported. */
 static int begin_edit(struct edit *edit, const char *dir, const char *name) {
     *edit = (struct edit){.dir = dir, .name = name};
     text_join(edit->new_name, sizeof edit->new_name, name, ".new");
     edit->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (edit->dir_fd >= 0 && lock_new(edit) == 0) {
+    if (edit->dir_fd < 0 || lock_new(edit) < 0) {
+        tell_unchanged(edit, edit->dir_fd >= 0);
+    } else {
         edit->old = open_file(edit->dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
         if ((edit->old || errno == ENOENT) && keep_owner(edit) == 0) return 0;
-        int error = errno;
+        tell_unchanged(edit, false);
         unlinkat(edit->dir_fd, edit->new_name, 0);
-        errno = error;
     }
-    tell(dir, ": cannot change ", name, ": ",
-         errno == ELOOP ? "a symbolic link, which would be replaced" : strerror(errno));
     close_edit(edit);
     return -1;
 }
@@ -127,10 +153,10 @@ static bool can_be_loaded(const struct edit *edit, const char *name) {
 static int replace(const struct edit *edit) {
     bool is_written =
         fflush(edit->file) == 0 && !ferror(edit->file) && log_sync_all(fileno(edit->file)) == 0;
-    if (is_written && !can_be_loaded(edit, edit->new_name)) return -1;
-    if (is_written && renameat(edit->dir_fd, edit->new_name, edit->dir_fd, edit->name) == 0)
-        return 0;
-    return tell(edit->new_name, ": ", strerror(errno));
+    if (!is_written) return tell(edit->dir, "/", edit->new_name, ": ", strerror(errno));
+    if (!can_be_loaded(edit, edit->new_name)) return -1;
+    int result = renameat(edit->dir_fd, edit->new_name, edit->dir_fd, edit->name);
+    return result < 0 ? tell_unchanged(edit, false) : 0;
 }
 
 /* Ends what begin_edit began: with is_wanted by replacing the file. Returns 0, or -1, reported, or
@@ -234,9 +260,16 @@ int admin_hash_token(const struct options *options) {
     if (size > 0 && line[size - 1] == '\r') size--;
     struct slice token = {line, size > 0 ? (size_t)size : 0};
     bool is_token = is_sendable(token) && getc(stdin) == EOF && !ferror(stdin);
-    if (is_token) access_hash_token(token, hash);
+    const char *why = size < 0                 ? ", but nothing (docker exec needs -i for it)"
+                      : format_is_utf16(token) ? ", but UTF-16, as Windows writes it: convert it "
+                                                 "(iconv -f UTF-16 -t UTF-8)"
+                      : format_begins(token, SLICE(FORMAT_BOM))
+                          ? ": begins with a byte order mark, which would be hashed, too"
+                      : is_token ? NULL
+                                 : "";
+    if (!why) access_hash_token(token, hash);
     free(line);
-    if (!is_token) return tell("standard input: not a token alone on its line");
+    if (why) return tell("standard input: not a token alone on its line", why);
     text_print(stdout, hash, "\n");
     return text_finish_output();
 }
@@ -247,13 +280,27 @@ int admin_hash_token(const struct options *options) {
 #define PROGRESS_LINES 16384
 #define RECHECK_MS     1000 /* in case the store's wake-up was lost */
 
+#define CONFLICTS_MAX_BYTES (64u << 20)
+
+/* Rooms that cannot get the key ID of their line, because they have another one. Each takes the
+ * number of its line (CONFLICT_LINE_BYTES), the size of its ID (1), and its ID. */
+struct conflicts {
+    char *bytes;
+    size_t size, space;
+    uint64_t count; /* of all, also of those that are no longer in bytes */
+};
+#define CONFLICT_LINE_BYTES sizeof(uint64_t)
+
 /* What becomes of standard input, JSON lines. */
 struct import {
     int (*take)(struct import *import, struct json *json); /* a line. 0, or -1, reported */
     uint64_t line, taken, known, passed_over;
+    bool has_input;   /* a line was not blank */
+    const char *hint; /* what this line seems to be instead (format.h), or NULL */
 
     struct store *store;      /* key IDs go here */
     uint64_t ticket, waiting; /* the last one's, and how many wait for it to be settled */
+    struct conflicts conflicts;
 
     FILE *file;   /* users go here, and facts of rooms */
     size_t facts; /* how many */
@@ -264,23 +311,56 @@ struct import {
 #define NO_LIMIT         INT64_MIN
 #define DAYS_BEFORE_1970 719469 /* from the first of March of the year 0 */
 
+/* Tells what is wrong with a line, and what it seems to be instead. Returns -1. */
+static int tell_of_line(const struct import *import, const char *between, const char *why) {
+    const char *hint = import->hint;
+    return tell("line ", DECIMAL(import->line), between, why, hint ? ": " : "", hint ? hint : "");
+}
+
 static int refuse(const struct import *import, const char *why) {
-    return tell("line ", DECIMAL(import->line), ": ", why);
+    return tell_of_line(import, ": ", why);
 }
 
 static int pass_over(struct import *import, const char *why) {
-    tell("line ", DECIMAL(import->line), " ", why);
+    tell_of_line(import, " ", why);
     import->passed_over++;
     return 0;
+}
+
+static const jsmntok_t *member(const struct json *json, const char *name) {
+    return json_member(json, json->root, slice_of(name));
+}
+
+static bool is_object_id(const struct json *json, const jsmntok_t *id) {
+    return json_member(json, id, SLICE("$oid")) != NULL;
+}
+
+static bool has_object_id(const struct json *json) {
+    return is_object_id(json, member(json, "_id")) || is_object_id(json, member(json, "rid")) ||
+           is_object_id(json, json_member(json, member(json, "u"), SLICE("_id")));
 }
 
 static int take_line(struct import *import, struct slice text) {
     struct json json;
     enum json_result read = json_read(&json, text);
-    if (read != JSON_OK) return refuse(import, read == JSON_INVALID ? json.why : "out of memory");
-    int result = json.root ? import->take(import, &json) : refuse(import, "not a JSON object");
-    json_free(&json);
+    if (read == JSON_NO_MEMORY) return refuse(import, "out of memory");
+    if (read == JSON_INVALID || !json.root)
+        import->hint = format_hint(text, read == JSON_INVALID ? json.at : 0);
+    else if (has_object_id(&json))
+        import->hint = format_hint_object_id;
+    int result = read == JSON_INVALID ? refuse(import, json.why)
+                 : !json.root         ? refuse(import, "not a JSON object")
+                                      : import->take(import, &json);
+    if (read == JSON_OK) json_free(&json);
+    import->hint = NULL;
     return result;
+}
+
+/* Windows puts a byte order mark at the beginning of a UTF-8 file, and `cat` moves it to the beginning
+ * of any line. No JSON begins with one, so nothing is lost with it (RFC 8259, section 8.1). */
+static struct slice without_mark(struct slice line) {
+    size_t n = format_begins(line, SLICE(FORMAT_BOM)) ? strlen(FORMAT_BOM) : 0;
+    return (struct slice){line.p + n, line.n - n};
 }
 
 /* Reads standard input to its end or the first line that is refused. Returns 0, or -1, reported. */
@@ -293,19 +373,29 @@ static int read_lines(struct import *import) {
     while (result == 0 && (size = getline(&line, &space, stdin)) > 0) {
         if (++import->line % PROGRESS_LINES == 0 && is_watched)
             text_print(stderr, "roomkeyd: ", DECIMAL(import->line), " lines\r");
-        if (strspn(line, " \t\r\n") < (size_t)size)
-            result = take_line(import, (struct slice){line, (size_t)size});
+        struct slice text = without_mark((struct slice){line, (size_t)size});
+        if (strspn(text.p, " \t\r\n") == text.n) continue;
+        import->has_input = true;
+        result = take_line(import, text);
     }
     free(line);
-    return result == 0 && !feof(stdin) ? refuse(import, strerror(errno)) : result;
-}
-
-static const jsmntok_t *member(const struct json *json, const char *name) {
-    return json_member(json, json->root, slice_of(name));
+    if (result == 0 && !feof(stdin)) return refuse(import, strerror(errno));
+    if (result == 0 && !import->has_input)
+        return tell("nothing to import: standard input is empty (docker exec needs -i for it)");
+    return result;
 }
 
 /* Space for an ID, and for the byte more that makes it none. */
 #define ID_BYTES (ID_MAX_BYTES + 2)
+
+#define QUOTED_BYTES (JSON_QUOTED_BYTES(ID_MAX_BYTES) + 1)
+
+/* A room ID for a terminal. A client has chosen it: as a JSON string in ASCII it can do no harm there,
+ * and jq still finds the room by it. Returns string. */
+static const char *quote(struct slice id, char string[QUOTED_BYTES]) {
+    string[json_quote_ascii(id, string)] = '\0';
+    return string;
+}
 
 /* A string's characters, as far as they matter to an ID, which becomes a string in id; none where
  * there is no string. */
@@ -335,6 +425,54 @@ static int settle(struct import *import) {
     return settled.ok ? 0 : refuse(import, "the disk is full or has failed");
 }
 
+static void name_conflict(uint64_t line, struct slice room) {
+    char quoted[QUOTED_BYTES];
+    tell("line ", DECIMAL(line), ": the room ", quote(room, quoted), " has another key ID");
+}
+
+/* Names all rooms that are in conflicts, and empties that. */
+static void name_conflicts(struct conflicts *conflicts) {
+    for (size_t at = 0; at < conflicts->size;) {
+        uint64_t line;
+        memcpy(&line, conflicts->bytes + at, CONFLICT_LINE_BYTES);
+        size_t n = (unsigned char)conflicts->bytes[at + CONFLICT_LINE_BYTES];
+        at += CONFLICT_LINE_BYTES + 1;
+        name_conflict(line, (struct slice){conflicts->bytes + at, n});
+        at += n;
+    }
+    conflicts->size = 0;
+}
+
+/* Makes space for more bytes. Returns whether there is some. */
+static bool grow_conflicts(struct conflicts *conflicts, size_t more) {
+    if (conflicts->space - conflicts->size >= more) return true;
+    size_t space = conflicts->space > 0 ? 2 * conflicts->space : 4096;
+    char *bytes = space <= CONFLICTS_MAX_BYTES ? realloc(conflicts->bytes, space) : NULL;
+    if (!bytes) return false;
+    conflicts->bytes = bytes;
+    conflicts->space = space;
+    return true;
+}
+
+/* Keeps a room, to be named when the import is over, where its line is not lost among others. When
+ * there is no memory for more of them, those that are kept are named now. */
+static void keep_conflict(struct import *import, struct slice room) {
+    struct conflicts *conflicts = &import->conflicts;
+    size_t size = CONFLICT_LINE_BYTES + 1 + room.n;
+    conflicts->count++;
+    if (!grow_conflicts(conflicts, size)) name_conflicts(conflicts);
+    if (conflicts->space < size) {
+        name_conflict(import->line, room);
+        return;
+    }
+    char *end = conflicts->bytes + conflicts->size;
+    conflicts->size += size;
+    assert(conflicts->size <= conflicts->space && room.n <= UINT8_MAX);
+    memcpy(end, &import->line, CONFLICT_LINE_BYTES);
+    end[CONFLICT_LINE_BYTES] = (char)room.n;
+    memcpy(end + CONFLICT_LINE_BYTES + 1, room.p, room.n);
+}
+
 static int set_key(struct import *import, const struct store_record *record) {
     char known[ID_MAX_BYTES];
     size_t size;
@@ -347,9 +485,10 @@ static int set_key(struct import *import, const struct store_record *record) {
         return -1; /* the room's key ID came just before this one */
     if (store_get(import->store, record->room, known, &size) != STORE_OK)
         return refuse(import, "the store is unavailable");
-    if (!slice_equal((struct slice){known, size}, record->key))
-        return refuse(import, "the room has another key ID");
-    import->known++;
+    if (slice_equal((struct slice){known, size}, record->key))
+        import->known++;
+    else
+        keep_conflict(import, record->room);
     return 0;
 }
 
@@ -379,8 +518,14 @@ int admin_import(const struct options *options) {
     int result = read_lines(&import);
     if (settle(&import) < 0) result = -1;
     if (store_close(import.store) < 0) result = -1;
+    name_conflicts(&import.conflicts);
+    free(import.conflicts.bytes);
+    if (import.conflicts.count > 0) result = -1;
     text_print(stdout, DECIMAL(import.taken), " set, ", DECIMAL(import.known), " set already, ",
-               DECIMAL(import.passed_over), " without a key ID\n");
+               DECIMAL(import.passed_over), " without a key ID");
+    if (import.conflicts.count > 0)
+        text_print(stdout, ", ", DECIMAL(import.conflicts.count), " with another key ID");
+    text_print(stdout, "\n");
     return text_finish_output() == 0 ? result : -1;
 }
 
@@ -533,7 +678,7 @@ static int compare_facts(const void *a, const void *b) {
 /* Writes a line for each room. Returns 0, or -1, reported: a room of two types is of none. */
 static int write_rooms(struct import *import, char **facts, FILE *out) {
     const char *room = "", *last = "";
-    char type = 0;
+    char type = 0, quoted[QUOTED_BYTES];
     qsort(facts, import->facts, sizeof *facts, compare_facts);
     for (size_t i = 0; i < import->facts; i++) {
         char *rid = facts[i], *rest = rid + strcspn(rid, " "), *value = rest + 3;
@@ -542,7 +687,7 @@ static int write_rooms(struct import *import, char **facts, FILE *out) {
         if (is_same ? strcmp(rest, last) == 0 : !is_room) {
             import->passed_over++;
         } else if (is_room && is_same) {
-            return tell(room, ": a room of two types");
+            return tell("the room ", quote(slice_of(room), quoted), " has two types");
         } else if (is_room) {
             room = rid;
             type = value[0];
@@ -566,12 +711,14 @@ static int sort_facts(struct import *import, char *text, FILE *out) {
     return result;
 }
 
-/* Ends an import. Nothing at all to import is a mistake made somewhere else; but where there was
- * something, and all of it is out of use, nobody is left. */
+/* Ends an import. A file with no line at all would lock everybody out, and is a mistake that was made
+ * somewhere else; but if there was something, and all of it is out of use, nobody is left. */
 static int end_import(const struct import *import, const struct edit *edit, int result) {
+    bool has_nothing = import->taken == 0, is_users = edit->name[0] == 'u';
     bool is_emptied = import->left_out > 0 && import->left_out == import->passed_over;
-    if (result == 0 && import->taken == 0 && !is_emptied)
-        result = tell(edit->name, ": nothing to import");
+    if (result == 0 && has_nothing && !is_emptied)
+        result = tell(edit->name, ": nothing to import: no line has ",
+                      is_users ? "a login token" : "a room of type c, p or d");
     if (end_edit(edit, result == 0) < 0) return -1;
     text_print(stdout, edit->name, ": ", DECIMAL(import->taken), " lines, ",
                DECIMAL(import->passed_over), " passed over\n");

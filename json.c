@@ -19,6 +19,7 @@
  */
 #define JSON_DEFINES_JSMN
 #include "json.h"
+#include <assert.h>
 #include <stdlib.h>
 
 /* ---- The scan -------------------------------------------------------------------------------- */
@@ -344,6 +345,42 @@ size_t json_quote(struct slice text, char *out) {
             letter = "0123456789abcdef"[c % 16];
         }
         *end++ = letter ? letter : (char)c;
+    }
+    *end++ = '"';
+    return (size_t)(end - out);
+}
+
+/* The character that text begins with, which is UTF-8 of this many bytes. */
+static unsigned code_point(struct slice text, size_t length) {
+    unsigned c = (unsigned char)text.p[0];
+    if (length > 1) c &= 0xFFu >> (length + 1); /* the first byte also says how many there are */
+    for (size_t i = 1; i < length; i++) c = c << 6 | ((unsigned char)text.p[i] & 0x3F);
+    return c;
+}
+
+/* Writes a UTF-16 code unit as \uXXXX. Returns the end of that. */
+static char *put_unit(char *end, unsigned unit) {
+    *end++ = '\\';
+    *end++ = 'u';
+    for (int shift = 12; shift >= 0; shift -= 4) *end++ = "0123456789abcdef"[unit >> shift & 15];
+    return end;
+}
+
+size_t json_quote_ascii(struct slice text, char *out) {
+    char *end = out;
+    *end++ = '"';
+    while (text.n > 0) {
+        size_t length = slice_utf8(text);
+        assert(length > 0);
+        unsigned c = code_point(text, length);
+        if (c == '"' || c == '\\') *end++ = '\\';
+        if (c >= ' ' && c <= '~')
+            *end++ = (char)c;
+        else if (c < 0x10000)
+            end = put_unit(end, c);
+        else /* a surrogate pair (RFC 8259, section 7) */
+            end = put_unit(put_unit(end, 0xD800 + ((c - 0x10000) >> 10)), 0xDC00 + (c & 0x3FF));
+        text = (struct slice){text.p + length, text.n - length};
     }
     *end++ = '"';
     return (size_t)(end - out);

@@ -90,6 +90,10 @@ struct slice json_written(const struct json *json, const jsmntok_t *value);
 #define JSON_QUOTED_BYTES(n) (6 * (n) + 2)
 size_t json_quote(struct slice text, char *out);
 
+/* As json_quote, but with \uXXXX for every character that is not printable ASCII: for a terminal,
+ * on which such a character may clear the screen, or look like another one. */
+size_t json_quote_ascii(struct slice text, char *out);
+
 /* The value of a hexadecimal digit, or -1. */
 int json_hex_value(int c);
 

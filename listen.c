@@ -36,29 +36,69 @@ struct address {
     socklen_t size;
 };
 
-/* Reads ADDR:PORT, [ADDR]:PORT or unix:PATH. */
-static bool parse_address(const char *text, struct address *address) {
-    memset(address, 0, sizeof *address);
-    if (strncmp(text, UNIX_PREFIX, strlen(UNIX_PREFIX)) == 0) {
-        const char *path = text + strlen(UNIX_PREFIX);
-        address->un.sun_family = AF_UNIX;
-        address->size = sizeof address->un;
-        size_t size = text_join(address->un.sun_path, sizeof address->un.sun_path, path);
-        return size > 0 && path[size] == '\0';
-    }
-    char host[INET6_ADDRSTRLEN + 2];
+/* A function that parses returns NULL, or what is wrong with the text, and what to write instead. */
+
+static const char *parse_path(const char *path, struct address *address) {
+    _Static_assert(sizeof address->un.sun_path == 108, "the message below says so");
+    if (path[0] == '\0') return "unix: needs a path after it";
+    if (path[0] == '@')
+        return "an abstract socket is not made here, only taken over (LISTEN_FDS); a file of that "
+               "name "
+               "is unix:./@NAME";
+    if (strlen(path) >= sizeof address->un.sun_path)
+        return "the path is too long: at most 107 bytes";
+    address->un.sun_family = AF_UNIX;
+    address->size = sizeof address->un;
+    text_join(address->un.sun_path, sizeof address->un.sun_path, path);
+    return NULL;
+}
+
+/* Why a host is none that can be listened on. */
+static const char *host_fault(const char *host, size_t n, bool is_v6) {
+    if (is_v6) return "what is in the brackets is no IPv6 address (a zone, as %eth0, is not taken)";
+    if (n == 0 || strncmp(host, "*:", 2) == 0)
+        return "no address before the port: write 127.0.0.1:PORT, or 0.0.0.0:PORT and [::]:PORT "
+               "for any";
+    if (strspn(host, "0123456789.") == n) return "an IPv4 address is four numbers from 0 to 255";
+    return "a name is not looked up: write an address, such as 127.0.0.1:PORT";
+}
+
+/* Reads ADDR:PORT or [ADDR]:PORT. */
+static const char *parse_ip(const char *text, struct address *address) {
+    char host[INET6_ADDRSTRLEN];
     uint64_t port;
-    const char *colon = strrchr(text, ':');
-    size_t size = colon ? (size_t)(colon - text) : sizeof host;
-    if (size >= sizeof host || !slice_number(slice_of(colon + 1), UINT16_MAX, &port)) return false;
-    text_join(host, size + 1, text); /* cut off at the colon */
-    bool is_v6 = host[0] == '[' && host[size - 1] == ']';
-    if (is_v6) host[size - 1] = '\0';
+    bool is_v6 = text[0] == '[';
+    const char *begin = text + is_v6;
+    size_t n = strcspn(begin, is_v6 ? "]" : ":");
+    const char *rest = begin + n; /* "]:PORT" or ":PORT" */
+    if (text[0] == '/' || text[0] == '.') return "a path of a Unix socket needs unix: before it";
+    if (strstr(text, "://")) return "this is a URL: write ADDR:PORT alone";
+    if (is_v6 && *rest != ']') return "no ] after the IPv6 address";
+    rest += is_v6;
+    bool is_number = text[0] != '\0' && strspn(text, "0123456789") == strlen(text);
+    if (is_number)
+        return "a port alone: write 127.0.0.1:PORT, or 0.0.0.0:PORT and [::]:PORT for any";
+    if (rest[0] != ':' || rest[1] == '\0') return "no port: write ADDR:PORT";
+    if (strchr(rest + 1, ':')) return "an IPv6 address needs brackets: write [ADDR]:PORT";
+    if (!slice_number(slice_of(rest + 1), UINT16_MAX, &port))
+        return "the port is not a number from 0 to 65535";
+    text_join(host, n < sizeof host ? n + 1 : sizeof host, begin);
     address->any.ss_family = is_v6 ? AF_INET6 : AF_INET;
     address->in.sin_port = htons((uint16_t)port); /* which is where sin6_port is */
     address->size = is_v6 ? sizeof address->in6 : sizeof address->in;
     void *ip = is_v6 ? (void *)&address->in6.sin6_addr : (void *)&address->in.sin_addr;
-    return inet_pton(address->any.ss_family, host + is_v6, ip) == 1;
+    bool is_ip = n < sizeof host && inet_pton(address->any.ss_family, host, ip) == 1;
+    return is_ip ? NULL : host_fault(begin, n, is_v6);
+}
+
+static bool is_unix_path(const char *text) {
+    return strncmp(text, UNIX_PREFIX, strlen(UNIX_PREFIX)) == 0;
+}
+
+static const char *parse_address(const char *text, struct address *address) {
+    memset(address, 0, sizeof *address);
+    return is_unix_path(text) ? parse_path(text + strlen(UNIX_PREFIX), address)
+                              : parse_ip(text, address);
 }
 
 static void put_ipv4(char text[LISTEN_IP_BYTES], const char *prefix, const uint8_t *ip) {
@@ -139,16 +179,42 @@ static int describe(struct listener *listener, int fd) {
     return 0;
 }
 
-bool listen_is_address(const char *text) {
+const char *listen_fault(const char *text) {
     struct address address;
     return parse_address(text, &address);
+}
+
+static const char *path_way_out(const char *path, int error) {
+    struct stat status;
+    bool is_there = lstat(path, &status) == 0;
+    switch (error) {
+    case EADDRINUSE:
+        if (!is_there || S_ISSOCK(status.st_mode)) return ": another process listens there";
+        return S_ISDIR(status.st_mode)
+                   ? ": that is a directory: name a file in it"
+                   : ": a file is there that is no socket, and it is kept: name another one";
+    case ENOENT: return ": the directory of the socket has to be there before";
+    case EACCES: return ": this user may not make or remove a file in that directory";
+    default: return "";
+    }
+}
+
+const char *listen_way_out(const char *text, int error) {
+    if (is_unix_path(text)) return path_way_out(text + strlen(UNIX_PREFIX), error);
+    switch (error) {
+    case EADDRINUSE: return ": another process listens there (ss -ltnp shows which)";
+    case EADDRNOTAVAIL: return ": no interface of this machine has this address";
+    case EACCES: return ": a port below 1024 is for root, or for who has CAP_NET_BIND_SERVICE";
+    case EAFNOSUPPORT: return ": this machine has no IPv6";
+    default: return "";
+    }
 }
 
 /* A socket for an address, which is read into *address. Returns -1 with errno set if that cannot
  * be. */
 static int open_socket(const char *text, int flags, struct address *address) {
     errno = EINVAL;
-    if (!parse_address(text, address)) return -1;
+    if (parse_address(text, address)) return -1;
     return socket(address->any.ss_family, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
 }
 

@@ -19,8 +19,15 @@ struct listener {
     char name[sizeof "unix:@" + sizeof((struct sockaddr_un *)0)->sun_path];
 };
 
-/* Whether text is ADDR:PORT, [ADDR]:PORT (numeric, port 0 for any free one) or unix:PATH. */
-bool listen_is_address(const char *text);
+/* Judges an address: ADDR:PORT, [ADDR]:PORT (both numeric, port 0 for any free one) or unix:PATH.
+ * Returns NULL if it is one; otherwise what is wrong with it and what to write instead, as a constant
+ * for the operator. Does not block. */
+const char *listen_fault(const char *text);
+
+/* What an operator can do about an error (errno) that listen_open had with an address: the end of a
+ * message, begun with ": ", as a constant; empty where the error says it all. May look at the file
+ * system, and so block on it. */
+const char *listen_way_out(const char *text, int error);
 
 /* Writes the number of an IP socket's address as RFC 5952 recommends (inet_ntop does so, too, and
  * in musl brings printf along, a tenth of the static binary). Returns false if it has none. */
@@ -43,7 +50,7 @@ int listen_count_passed(void);
  * 0, or -1 when the descriptor is no listening stream socket, TCP or Unix. */
 int listen_adopt(struct listener *listener, int fd);
 
-/* Connects to an address as listen_is_address takes it. Returns a socket on which each call takes
+/* Connects to an address that listen_fault finds nothing wrong with. Returns a socket on which each call takes
  * at most limit_s seconds, as connecting did, or -1 with errno set. */
 int listen_connect(const char *text, int limit_s);
 

@@ -20,7 +20,8 @@
  * while users and rooms are reread, one that does that. What they share is in store.c and struct
  * reload. Signals are blocked in all of them and read from a descriptor like everything else: a
  * handler would need global state, and Linux lets no signal into a wait that finds events at once,
- * so a server that is never idle could not be stopped.
+ * so a server that is never idle could not be stopped. (Process 1 has a handler for the time before
+ * and after the loop: see end_at_signals.)
  *
  * To read the server from here: conn.c drives a connection, http.c parses it, api.c answers,
  * access.c says who may, store.c keeps.
@@ -46,10 +47,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define DRAIN_MS          10000 /* after SIGTERM, to finish what is in flight */
-#define ACCEPT_REST_MS    1000  /* without descriptors, before the listeners try again */
-#define ACCEPT_TELL_MS    60000 /* before that is told again */
-#define RELOAD_RECHECK_MS 20    /* while users and rooms are reread: whether that is done */
+#define DRAIN_MS          10000    /* after SIGTERM, to finish what is in flight */
+#define ACCEPT_REST_MS    1000     /* without descriptors, before the listeners try again */
+#define ACCEPT_TELL_MS    60000    /* before that is told again */
+#define WATCHDOG_MAX_MS   86400000 /* a day, the longest sleep because of it */
+#define RELOAD_RECHECK_MS 20       /* while users and rooms are reread: whether that is done */
 #define EVENTS_PER_PASS   256
 #define ACCEPTS_PER_PASS  256
 #define REFUSALS_MAX      64 /* connections beyond the limit that are being told so */
@@ -69,8 +71,18 @@ struct reload {
     struct access_reload result; /* the thread's, until it has been joined */
 };
 
+/* Who has started this process, and wants to hear of it. */
+struct manager {
+    int fd; /* a datagram socket; -1: there is no manager */
+    struct sockaddr_un un;
+    socklen_t un_size;
+    int64_t watchdog_ms;    /* how often its watchdog is answered; 0: it has none */
+    int64_t watchdog_at_ms; /* when that is due */
+};
+
 struct server {
     const struct options *options;
+    struct manager manager;
     unsigned max_connections; /* of those asked for, as many as there are descriptors for */
     struct conns conns;
     struct listening listening[OPTIONS_LISTEN_MAX];
@@ -86,20 +98,55 @@ struct server {
     struct reload reload;
 };
 
-/* Tells the service manager that started this process (sd_notify(3)); where there is none, nobody.
- * What it does not take at once is lost: it is news of the service, not the service. */
-static void notify(const char *news) {
-    struct sockaddr_un un = {.sun_family = AF_UNIX};
+/* ------------------------------------------------------------------------ the service manager */
+
+/* Half of the time after which the manager's watchdog takes this process for hung, in milliseconds
+ * (sd_watchdog_enabled(3)); 0 if there is no watchdog, or it is meant for another process. */
+static int64_t read_watchdog(void) {
+    const char *limit = getenv("WATCHDOG_USEC"), *pid = getenv("WATCHDOG_PID");
+    uint64_t limit_us, number;
+    if (!limit || !slice_number(slice_of(limit), UINT64_MAX, &limit_us) || limit_us == 0) return 0;
+    bool is_ours =
+        !pid || (slice_number(slice_of(pid), INT32_MAX, &number) && number == (uint64_t)getpid());
+    uint64_t half_ms = limit_us / 2000;
+    if (half_ms == 0) half_ms = 1;
+    if (half_ms > WATCHDOG_MAX_MS) half_ms = WATCHDOG_MAX_MS;
+    return is_ours ? (int64_t)half_ms : 0;
+}
+
+/* Finds the service manager that started this process (sd_notify(3)); there may be none. Its socket is
+ * opened once and for all: a server that is out of descriptors is well, and has to be able to say so.
+ */
+static void find_manager(struct manager *manager) {
     const char *path = getenv("NOTIFY_SOCKET");
     size_t size = path ? strlen(path) : 0;
-    if (size < 2 || size > sizeof un.sun_path || !strchr("/@", path[0])) return;
-    memcpy(un.sun_path, path, size);
-    if (path[0] == '@') un.sun_path[0] = '\0'; /* an abstract one */
-    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0) return;
-    socklen_t un_size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size);
-    sendto(fd, news, strlen(news), 0, (const struct sockaddr *)&un, un_size);
-    close(fd);
+    *manager = (struct manager){.fd = -1, .un.sun_family = AF_UNIX};
+    if (size < 2 || size > sizeof manager->un.sun_path || !strchr("/@", path[0])) return;
+    memcpy(manager->un.sun_path, path, size);
+    if (path[0] == '@') manager->un.sun_path[0] = '\0'; /* an abstract one */
+    manager->un_size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size);
+    manager->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (manager->fd >= 0) manager->watchdog_ms = read_watchdog();
+}
+
+/* Tells the manager; where there is none, nobody. What it does not take at once is lost: it is news
+ * of the service, not the service. Returns whether it was taken. */
+static bool notify(const struct manager *manager, const char *news) {
+    const struct sockaddr *name = (const struct sockaddr *)&manager->un;
+    return manager->fd >= 0 &&
+           sendto(manager->fd, news, strlen(news), 0, name, manager->un_size) >= 0;
+}
+
+/* Answers the watchdog when that is due: only the loop calls this, after all phases of a pass, so a
+ * loop that hangs or never ends a pass is silent. The answer is for the loop alone. While the
+ * committer waits for a disk that is stuck, the loop serves reads, and refuses sets when there is no
+ * room for more: no restart would make that better, since it could not read the log either. */
+static void answer_watchdog(struct manager *manager, int64_t now_ms) {
+    if (manager->watchdog_ms == 0 || now_ms < manager->watchdog_at_ms) return;
+    bool is_taken = notify(manager, "WATCHDOG=1");
+    /* A manager that is busy is asked again before the other half of its time is over. */
+    manager->watchdog_at_ms =
+        now_ms + (is_taken ? manager->watchdog_ms : manager->watchdog_ms / 4 + 1);
 }
 
 /* ------------------------------------------------------------------------ phase: accept */
@@ -179,7 +226,7 @@ static void start_reload(struct server *server) {
     struct reload *reload = &server->reload;
     char news[64];
     text_join(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=", DECIMAL((uint64_t)clock_us()));
-    notify(news);
+    notify(&server->manager, news);
     reload->is_wanted = reload->is_running;
     if (reload->is_running) return;
     reload->old = server->access;
@@ -189,7 +236,7 @@ static void start_reload(struct server *server) {
     tell("cannot reload: ", strerror(error));
     note_reload(&server->conns.metrics.users_reload, false);
     note_reload(&server->conns.metrics.rooms_reload, false);
-    notify("READY=1");
+    notify(&server->manager, "READY=1");
 }
 
 /* Says what is wrong with a file, and what is in force now; what is taken is what the other one may
@@ -221,7 +268,7 @@ static void finish_reload(struct server *server) {
     if (reload->is_wanted)
         start_reload(server);
     else
-        notify("READY=1");
+        notify(&server->manager, "READY=1");
 }
 
 /* ------------------------------------------------------------------------ the loop */
@@ -235,7 +282,7 @@ static void close_listeners(struct server *server) {
 /* The first SIGTERM or SIGINT, or a listener that was shut down: whoever has connected by now is
  * still served, for as long as DRAIN_MS and CONN_LAST_CALL_MS say, and nobody else is. */
 static void start_draining(struct server *server) {
-    notify("STOPPING=1");
+    notify(&server->manager, "STOPPING=1");
     for (int i = 0; i < server->listening_count; i++)
         while (accept_conns(server, &server->listening[i])) continue;
     close_listeners(server);
@@ -256,6 +303,7 @@ static int sleep_ms(struct server *server, int64_t now_ms) {
     wake_ms = earlier(wake_ms, server->conns.is_draining, server->drain_until_ms);
     wake_ms = earlier(wake_ms, server->reload.is_running, now_ms + RELOAD_RECHECK_MS);
     wake_ms = earlier(wake_ms, server->conns.log.size > 0, now_ms + ACCESS_LOG_RETRY_MS);
+    wake_ms = earlier(wake_ms, server->manager.watchdog_ms > 0, server->manager.watchdog_at_ms);
     if (wake_ms == INT64_MAX) return -1;
     return wake_ms <= now_ms ? 0 : (int)(wake_ms - now_ms);
 }
@@ -357,6 +405,7 @@ static void run(struct server *server) {
         conns_write(&server->conns);
         access_log_write(&server->conns.log);
         if (conns_free_closed(&server->conns) > 0 && server->is_resting) wake_listeners(server);
+        answer_watchdog(&server->manager, server->conns.now_ms);
         give_way(server, has_settled);
     }
 }
@@ -397,9 +446,10 @@ static int open_listeners(struct server *server) {
         struct listening *listening = &server->listening[server->listening_count];
         const char *text = is_default ? defaults[i] : options->listen[i];
         if (listen_open(&listening->listener, text) == 0 && add_listener(server)) continue;
-        bool has_no_ipv6 = errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL;
+        int error = errno;
+        bool has_no_ipv6 = error == EAFNOSUPPORT || error == EADDRNOTAVAIL;
         if (is_default && i == 1 && has_no_ipv6) continue;
-        return tell("cannot listen on ", text, ": ", strerror(errno));
+        return tell("cannot listen on ", text, ": ", strerror(error), listen_way_out(text, error));
     }
     return 0;
 }
@@ -412,8 +462,8 @@ static void print_ready_lines(const struct server *server) {
 }
 
 /* From now on the signals come to the loop. Until then, and when it is over, those that stop the
- * server end the process as they do by default: a long replay and a stuck disk can be left. (Not by
- * the first process of a container, which the kernel spares: there it takes SIGKILL.) */
+ * server end the process at once, as they do by default: a long replay and a stuck disk can be left.
+ */
 static int watch_signals(struct server *server) {
     sigset_t set;
     sigemptyset(&set);
@@ -513,6 +563,7 @@ static int serve(const struct options *options) {
     pthread_sigmask(SIG_BLOCK, NULL, &mask);
     sigaddset(&mask, SIGHUP); /* it waits for the loop: what was read before it may be old */
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
+    find_manager(&server->manager);
     fit_limits(server);
     prefer_gathering();
     spare_cancellation_points();
@@ -520,7 +571,7 @@ static int serve(const struct options *options) {
     int result = start(server);
     if (result == 0) {
         print_ready_lines(server);
-        notify("READY=1");
+        notify(&server->manager, "READY=1");
         run(server);
     }
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
@@ -529,12 +580,30 @@ static int serve(const struct options *options) {
     return result;
 }
 
+static void end_at_once(int number) { _exit(128 + number); }
+
+/* The kernel spares process 1 of a container the signals whose action it has not chosen itself: a
+ * command that waits for its input, and a server in a long replay, would be deaf to Ctrl-C and to
+ * `docker stop`. Process 1 chooses to end, as any other process does by default, with the exit code
+ * that a shell has for that. What was told as done is on disk, and what was begun is no more than a
+ * crash leaves. A signal that is ignored already, as nohup does it, stays so. */
+static void end_at_signals(void) {
+    static const int numbers[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        struct sigaction action;
+        if (sigaction(numbers[i], NULL, &action) < 0 || action.sa_handler != SIG_DFL) continue;
+        action = (struct sigaction){.sa_handler = end_at_once};
+        sigaction(numbers[i], &action, NULL);
+    }
+}
+
 int main(int argc, char **argv) {
     struct options options;
     /* A closed one of these would become a file of ours, and what is printed would go there. */
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
         if (fcntl(fd, F_GETFD) < 0 && open("/", O_PATH) < 0) return 1;
     signal(SIGXFSZ, SIG_IGN); /* a file at its size limit is an EFBIG, which is handled */
+    if (getpid() == 1) end_at_signals();
     int code = options_read(argc, argv, &options);
     if (code != OPTIONS_RUN) return code;
     int result = options.run ? options.run(&options) : serve(&options);

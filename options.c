@@ -3,13 +3,18 @@
  *
  *     roomkeyd  user add   --data DIR   USERID
  *               |          |            `- operands
- *               |          `- options, in any place behind the command, --data=DIR too
+ *               |          `- options, in any place after the command, --data=DIR too
  *               `- the command; where the first word is an option, or none at all: serve
  *
  * A command is one entry of a table: what runs it, which options it takes, what --help says of it.
  *
  * It refuses options of other commands and values that cannot be meant, and quotes what is wrong;
- * but not the words that a command (other than serve) has too many: one may be a token.
+ * but not the words that a command (other than serve) has too many, nor an unknown option that does
+ * not look like one: each may be a token.
+ *
+ * It also refuses an option that is abbreviated. getopt_long takes --dat for --data as long as no
+ * other option begins so; a script that relied on that would mean another option, or none, with the
+ * next version.
  */
 #include "options.h"
 #include "admin.h"
@@ -74,8 +79,10 @@ static const struct command commands[] = {
      "Prints the key IDs as JSON lines. Also beside a server.\n\n"},
     {"import", admin_import, "d", 0, 0, "import [--data DIR] <FILE",
      "Sets key IDs from JSON lines of export (setAt becomes the time of import) or of mongoexport\n"
-     "--fields _id,e2eKeyId. Not beside a server. Ends at the first line that is wrong, or whose\n"
-     "room has another key ID; what is before it is on disk, and does no harm a second time.\n\n"},
+     "--fields _id,e2eKeyId. Not beside a server. A room that has another key ID keeps that: each\n"
+     "such room is named at the end, by its line, and the exit code is 1. A line that is wrong "
+     "ends\n"
+     "the import; what is before it is on disk, and does no harm a second time.\n\n"},
     {"users import", admin_users_import, "dg", 0, 0,
      "users import [--data DIR] [--max-age DAYS] <FILE",
      "Replaces users by the login tokens in mongoexport's JSON lines of users. Users who are not\n"
@@ -142,8 +149,8 @@ static int misused(const char *word) {
 }
 
 static int read_listen(const char *text, struct options *options) {
-    if (!listen_is_address(text))
-        return tell("--listen: not ADDR:PORT, [ADDR]:PORT or unix:PATH: '", text, "'");
+    const char *fault = listen_fault(text);
+    if (fault) return tell("--listen '", text, "': ", fault);
     if (options->listen_count == OPTIONS_LISTEN_MAX)
         return tell("--listen: given more than ", DECIMAL(OPTIONS_LISTEN_MAX), " times");
     options->listen[options->listen_count++] = text;
@@ -176,6 +183,12 @@ static int read_cors(char *text, struct options *options) {
     return 0;
 }
 
+/* A path that is empty is a variable of a script that was not set. */
+static int read_path(const char *name, const char *value, const char **path) {
+    *path = value;
+    return value[0] != '\0' ? 0 : tell(name, ": the path is empty");
+}
+
 /* Returns 0, or -1, reported. */
 static int read_option(int letter, char *value, struct options *options) {
     switch (letter) {
@@ -183,13 +196,18 @@ static int read_option(int letter, char *value, struct options *options) {
     case 'm': return read_max_connections(value, options);
     case 'c': return read_cors(value, options);
     case 'g': return read_max_age(value, options);
-    case 'd': options->dir = value; break;
-    case 's': options->salvage = value; break;
     case 'u': options->has_no_log = true; break;
-    case 'a': options->access_log = value; break;
+    case 'd': return read_path("--data", value, &options->dir);
+    case 's': return read_path("--salvage", value, &options->salvage);
+    case 'a': return read_path("--access-log", value, &options->access_log);
     case 'n': options->has_no_metrics = true; break;
     }
     return 0;
+}
+
+static int print_version(void) {
+    text_print(stdout, "roomkeyd " ROOMKEYD_VERSION "\n");
+    return finish();
 }
 
 static int print_help(const struct command *command) {
@@ -200,41 +218,78 @@ static int print_help(const struct command *command) {
     return finish();
 }
 
-/* Reads what stands behind a command; argv[0] is its last word. Returns as options_read does. */
-static int read_arguments(const struct command *command, int argc, char **argv,
-                          struct options *options) {
-    static const struct option known[] = {
-        {"listen", required_argument, NULL, 'l'},
-        {"data", required_argument, NULL, 'd'},
-        {"max-connections", required_argument, NULL, 'm'},
-        {"cors", required_argument, NULL, 'c'},
-        {"access-log", required_argument, NULL, 'a'},
-        {"no-metrics", no_argument, NULL, 'n'},
-        {"salvage", required_argument, NULL, 's'},
-        {"no-log", no_argument, NULL, 'u'},
-        {"max-age", required_argument, NULL, 'g'},
-        {"help", no_argument, NULL, 'h'},
-        {"version", no_argument, NULL, 'v'},
-        {0},
-    };
-    int letter;
-    opterr = 0;
-    while ((letter = getopt_long(argc, argv, "", known, NULL)) != -1) {
-        if (letter == 'h') return print_help(command);
-        bool is_known = strchr(command->takes, letter) != NULL;
-        if (!is_known)
-            tell("unknown option, or a value missing or unasked: '", argv[optind - 1], "'");
-        if (!is_known || read_option(letter, optarg, options) < 0) return misused(command->name);
-        if (letter == 'v') {
-            text_print(stdout, "roomkeyd " ROOMKEYD_VERSION "\n");
-            return finish();
-        }
+/* All options of all commands; by LONG a letter cannot be mistaken for a short option, of which there
+ * are none. */
+#define LONG(letter) (256 + (letter))
+static const struct option known[] = {
+    {"listen", required_argument, NULL, LONG('l')},
+    {"data", required_argument, NULL, LONG('d')},
+    {"max-connections", required_argument, NULL, LONG('m')},
+    {"cors", required_argument, NULL, LONG('c')},
+    {"access-log", required_argument, NULL, LONG('a')},
+    {"no-metrics", no_argument, NULL, LONG('n')},
+    {"salvage", required_argument, NULL, LONG('s')},
+    {"no-log", no_argument, NULL, LONG('u')},
+    {"max-age", required_argument, NULL, LONG('g')},
+    {"help", no_argument, NULL, LONG('h')},
+    {"version", no_argument, NULL, LONG('v')},
+    {0},
+};
+
+static const struct option *find_option(int value) {
+    for (const struct option *option = known; option->name; option++)
+        if (option->val == value) return option;
+    return NULL;
+}
+
+/* Tells of a word that is no option. It is repeated only if it looks like one: short, of lower-case
+ * letters, after two dashes, or a single letter. Anything else may be a token, which may begin with
+ * a dash, too. Returns -1. */
+static int tell_unknown(const char *word) {
+    size_t size = strcspn(word, "=");
+    bool is_harmless = size < 24 && (size == 2 || strncmp(word, "--", 2) == 0) &&
+                       strspn(word, "-abcdefghijklmnopqrstuvwxyz") == size;
+    char text[24] = "";
+    if (!is_harmless) return tell("unknown option, not repeated here: it may be a token");
+    memcpy(text, word, size);
+    return tell("unknown option: '", text, "' (options are not abbreviated)");
+}
+
+/* Judges what getopt_long has just found before argv[optind]. Returns the option, or NULL,
+ * reported. */
+static const struct option *judge_option(const struct command *command, int result, char **argv) {
+    const struct option *option = find_option(result == '?' || result == ':' ? optopt : result);
+    const char short_one[] = {'-', (char)optopt, '\0'}, *name = option ? option->name : "";
+    bool is_apart = optarg == argv[optind - 1]; /* the value is a word of its own */
+    const char *word = argv[optind - 1 - is_apart];
+    if (!option && optopt > 0) {
+        tell_unknown(short_one);
+    } else if (!option || strncmp(word + 2, name, strlen(name)) != 0) {
+        tell_unknown(word);
+    } else if (result == '?') {
+        tell("--", name, " takes no value");
+    } else if (result == ':') {
+        tell("--", name, " needs a value");
+    } else if (is_apart && strncmp(optarg, "--", 2) == 0) { /* the value was forgotten */
+        tell("--", name, " needs a value; one that begins with -- is written --", name, "=VALUE");
+    } else if (option->val != LONG('h') && !strchr(command->takes, option->val - LONG(0))) {
+        tell("--", name, " is not an option of ", command->name);
+    } else {
+        return option;
     }
-    bool is_serve = command == SERVE && optind < argc && strcmp(argv[optind], SERVE->name) == 0;
-    int operands = argc - (optind += is_serve); /* its name may stand behind its options, too */
-    if (operands < command->operands_min || operands > command->operands_max) {
+    return NULL;
+}
+
+/* Judges the words that are left, and finishes *options. Returns as options_read does. */
+static int take_operands(const struct command *command, int count, char **operands,
+                         struct options *options) {
+    /* The name of serve may be after its options, too. */
+    bool is_serve = command == SERVE && count > 0 && strcmp(operands[0], SERVE->name) == 0;
+    count -= is_serve;
+    operands += is_serve;
+    if (count < command->operands_min || count > command->operands_max) {
         if (command == SERVE)
-            tell("not a command, or not the first word: '", argv[optind], "'");
+            tell("not a command, or not the first word: '", operands[0], "'");
         else
             tell("too few words, or too many");
         return misused(command->name);
@@ -244,8 +299,23 @@ static int read_arguments(const struct command *command, int argc, char **argv,
         return misused(command->name);
     }
     options->run = command->run;
-    options->operands = argv + optind;
+    options->operands = operands;
     return OPTIONS_RUN;
+}
+
+/* Reads what follows a command; argv[0] is its last word. Returns as options_read does. */
+static int read_arguments(const struct command *command, int argc, char **argv,
+                          struct options *options) {
+    int result;
+    opterr = 0;
+    while ((result = getopt_long(argc, argv, ":", known, NULL)) != -1) {
+        const struct option *option = judge_option(command, result, argv);
+        if (!option) return misused(command->name);
+        if (option->val == LONG('h')) return print_help(command);
+        if (option->val == LONG('v')) return print_version();
+        if (read_option(option->val - LONG(0), optarg, options) < 0) return misused(command->name);
+    }
+    return take_operands(command, argc - optind, argv + optind, options);
 }
 
 int options_read(int argc, char **argv, struct options *options) {

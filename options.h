@@ -12,7 +12,7 @@
 struct options {
     int (*run)(const struct options *options); /* NULL: serve. Returns 0, or -1, reported */
     const char *dir;                           /* the data directory */
-    const char *listen[OPTIONS_LISTEN_MAX];    /* addresses that listen_is_address takes */
+    const char *listen[OPTIONS_LISTEN_MAX];    /* addresses that listen_fault has passed */
     int listen_count;
     unsigned max_connections;
     const char *cors;       /* "*", origins in lower case, or "" */

@@ -12,7 +12,8 @@
  *     CALL FIRST TIMES WHAT        FAULTS='send 3 1 11; pwrite64 2 1 -20; pwrite64 3 1 28'
  *
  * From the FIRST use of CALL on (counted from 1), so many TIMES, it fails with errno WHAT; if that
- * is negative, it succeeds, with a count of no more than -WHAT bytes. FAULTS_REPORT names a file
+ * is negative, it succeeds, with a count of no more than -WHAT bytes; if that is 0, it never returns,
+ * as from a disk that is stuck. FAULTS_REPORT names a file
  * that is mapped and kept up to date with how often each call was used and made to fail (struct
  * count), so it survives any end of the process. tests/faults.py drives this.
  *
@@ -91,6 +92,7 @@ static const struct fault *suffer(enum call call) {
         const struct fault *fault = &faults[i];
         if (fault->call != call || n < fault->first || n - fault->first >= fault->times) continue;
         atomic_fetch_add(&counts[call].failed, 1);
+        while (fault->what == 0) pause();
         return fault;
     }
     return NULL;
@@ -323,7 +325,7 @@ static void add_fault(const char *text) {
         sscanf(text, "%15s %u %u %d", name, &fault->first, &fault->times, &fault->what) != 4)
         refuse("FAULTS");
     while (fault->call < CALLS && strcmp(name, names[fault->call]) != 0) fault->call++;
-    if (fault->call == CALLS || fault->first == 0 || fault->what == 0) refuse("FAULTS");
+    if (fault->call == CALLS || fault->first == 0) refuse("FAULTS");
     fault_count++;
 }
 

@@ -1,10 +1,12 @@
 """import: key IDs from another roomkeyd or from a real server's database, each set once."""
 
+import gzip
 import json
 import os
 import pty
 import re
 import resource
+import struct
 import subprocess
 import time
 
@@ -36,8 +38,14 @@ def lines(count, start=0):
     return "".join(line(f"room-{i}", f"key {i}") for i in range(start, start + count))
 
 
-def summary(new, known=0, without=0):
-    return f"{new} set, {known} set already, {without} without a key ID\n"
+def summary(new, known=0, without=0, another=0):
+    end = f", {another} with another key ID" if another else ""
+    return f"{new} set, {known} set already, {without} without a key ID{end}\n"
+
+
+def conflict(number, room):
+    """What is said of a line whose room has another key ID; json.dumps writes ASCII."""
+    return f"roomkeyd: line {number}: the room {json.dumps(room)} has another key ID\n"
 
 
 def log_of(data):
@@ -98,29 +106,105 @@ def test_the_same_value_is_counted(data):
 
 
 @pytest.mark.parametrize("is_before", [True, False])
-def test_another_value_is_refused(data, is_before):
-    """Whether it was there, or has come with the same input."""
+def test_another_value_is_passed_over_and_named(data, is_before):
+    """Whether it was there, or has come with the same input. The rest is imported."""
     if is_before:
         command("import", "--data", data, text=line("b", "1"))
     text = line("a", "1") + ("" if is_before else line("b", "1")) + line("b", "2") + line("c", "3")
-    code, output, errors = command("import", "--data", data, text=text)
     number = 2 if is_before else 3
-    assert (code, output) == (1, summary(number - 1))
-    assert errors == f"roomkeyd: line {number}: the room has another key ID\n"
-    assert sorted(room for _, room, _ in log_of(data)) == ["a", "b"]
+    assert command("import", "--data", data, text=text) == (
+        1, summary(number, another=1), conflict(number, "b"))
+    assert sorted(room for _, room, _ in log_of(data)) == ["a", "b", "c"]
     assert ("-", "b", "1") in log_of(data)
+    assert command("import", "--data", data, text=text.replace(line("b", "2"), ""))[0] == 0
+
+
+def test_all_rooms_with_another_value_are_named_at_the_end(data):
+    """In order, each time that they come; after a line that ends the import, too."""
+    command("import", "--data", data, text=lines(4))
+    text = "".join(line(f"room-{i}", "new") + line(f"more-{i}", "1") for i in (3, 1, 3)) + "\n[]\n"
+    code, output, errors = command("import", "--data", data, text=text + lines(9))
+    assert (code, output) == (1, summary(2, known=1, another=3))
+    first, *named = errors.splitlines(keepends=True)
+    assert first.startswith("roomkeyd: line 8: not a JSON object")
+    assert named == [conflict(1, "room-3"), conflict(3, "room-1"), conflict(5, "room-3")]
+
+
+@pytest.mark.parametrize("room", [
+    "\x1b[2J\x1b]0;title\x07", "line\nroomkeyd: line 9: \r", 'quote"back\\slash', "\x7f", "\x9b31m", "ü",
+    "\u202egpj", "\u2028", "\U0001f511", "r" * 255, "\x01" * 255, "\U0010ffff" * 63, "%s%n",
+], ids=ascii)
+def test_a_name_does_no_harm_on_a_terminal(data, room):
+    """A client has chosen it: it comes as a JSON string of printable ASCII, whole."""
+    assert command("import", "--data", data, text=line(room, "1"))[0] == 0
+    code, _, errors = command("import", "--data", data, text=line(room, "2"))
+    assert code == 1 and errors.isascii() and errors[:-1].isprintable()
+    named = re.fullmatch(r'roomkeyd: line 1: the room (".*") has another key ID\n', errors)
+    assert json.loads(named[1]) == room
+
+
+def test_a_hundred_thousand_rooms_with_another_value(data):
+    """All of them are named, in little memory and time, and no line between them is lost."""
+    count = 100_000
+    command("import", "--data", data, text=lines(count))
+    text = "".join(line(f"room-{i}", "new") for i in range(count)) + line("the last", "1")
+    began = time.monotonic()
+    done = subprocess.run([binary("ROOMKEYD_RELEASE"), "import", "--data", data], input=text, text=True,
+                          capture_output=True, check=False, timeout=TIMEOUT_S)
+    assert time.monotonic() - began < 10
+    assert (done.returncode, done.stdout) == (1, summary(1, another=count))
+    assert done.stderr == "".join(conflict(i + 1, f"room-{i}") for i in range(count))
+
+
+def test_no_memory_to_keep_their_names(data, tmp_path):
+    """Then they are named at once, those that were kept first. Whichever allocation fails: what is
+    printed as done is done, and nobody is left out."""
+    count = 1000  # more than fit into the first space
+    command("import", "--data", data, text=lines(count))
+    before = contents(data)
+    text = "".join(line(f"room-{i}", "new") for i in range(count)) + line("the last", "1")
+    expected = "".join(conflict(i + 1, f"room-{i}") for i in range(count))
+    report = tmp_path / "report"
+
+    def import_with(fault):
+        for name, content in before.items():
+            (data / name).write_bytes(content)
+        report.unlink(missing_ok=True)
+        done = subprocess.run(
+            [binary("ROOMKEYD_FAULTS"), "import", "--data", data], input=text, capture_output=True, text=True,
+            check=False, timeout=TIMEOUT_S,
+            env={**os.environ, "FAULTS": fault, "FAULTS_REPORT": str(report)})
+        used = {name.rstrip(b"\0"): used for name, used, _ in
+                struct.iter_unpack("16sII", report.read_bytes())}
+        return done, used[b"realloc"]
+
+    done, uses = import_with("")
+    assert (done.stdout, done.stderr) == (summary(1, another=count), expected) and uses >= 4
+    named = 0
+    for first in range(1, uses + 1):
+        for times in (1, 4_000_000_000):
+            done, _ = import_with(f"realloc {first} {times} 12")
+            assert done.returncode == 1
+            if done.stdout == summary(1, another=count):
+                assert done.stderr == expected
+                named += 1
+            else:
+                assert "roomkeyd: " in done.stderr, done
+    assert named > 0
 
 
 @pytest.mark.parametrize("bad, why", [
-    ("{", "unexpected end"),
+    ("{", "unexpected end: this is an object over several lines"),
     ("nonsense", "expected"),
-    ("[]", "not a JSON object"),
+    ("[]", "not a JSON object: this is an array"),
     ("\0", "expected a value"),
-    ("\ufeff{}", "expected a value"),
+    ("{}\ufeff", "text after the value"),
     ('{"_id":"x","e2eKeyId":"y"} {}', "text after the value"),
     ('{"e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be"),
     ('{"_id":"","e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be"),
-    ('{"_id":{"$oid":"01"},"e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be"),
+    ('{"_id":{"$oid":"01"},"e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be strings of 1 to 255 bytes, no "
+                                             'NUL: the ID is an ObjectId ({"$oid":...})'),
+    ('{"_id":{"$OID":"01"},"e2eKeyId":"y"}', "_id, e2eKeyId, setBy must be"),
     ('{"_id":"x","e2eKeyId":7}', "_id, e2eKeyId, setBy must be"),
     ('{"_id":"x","e2eKeyId":["y"]}', "_id, e2eKeyId, setBy must be"),
     ('{"_id":"x","e2eKeyId":"y","setBy":""}', "_id, e2eKeyId, setBy must be"),
@@ -139,6 +223,89 @@ def test_a_bad_line_ends_it(data, bad, why):
     assert errors.startswith("roomkeyd: line 3: ") and why in errors
     assert [room for _, room, _ in log_of(data)] == ["a", "b"]
     assert command("import", "--data", data, text=text.replace(f"\n{bad}\n", "\n")) == (0, summary(1, 2), "")
+
+
+def bson(rid):
+    """A room as mongodump writes it."""
+    members = b"".join(b"\2%s\0%s%s\0" % (name, struct.pack("<i", len(value) + 1), value) for name, value in
+                       ((b"_id", rid), (b"t", b"c"), (b"e2eKeyId", b"k")))
+    return struct.pack("<i", len(members) + 5) + members + b"\0"
+
+
+ROOM = {"_id": "r", "t": "c", "e2eKeyId": "k"}
+JSON_LINE = json.dumps(ROOM) + "\r\n"
+TABLE = [[*ROOM], [*ROOM.values()]]
+FORMATS = {
+    "--pretty": (json.dumps(ROOM, indent=2).encode(), "an object over several lines"),
+    "--jsonArray": (json.dumps([ROOM]).encode() + b"\n", "an array"),
+    "Compass": (json.dumps([ROOM], indent=2).encode(), "an array"),
+    "UTF-16": (JSON_LINE.encode("utf-16"), "UTF-16"),
+    "UTF-16LE": (JSON_LINE.encode("utf-16-le"), "UTF-16"),
+    "UTF-16BE": (JSON_LINE.encode("utf-16-be"), "UTF-16"),
+    "CSV": ("".join(",".join(row) + "\n" for row in TABLE).encode(), "CSV or TSV"),
+    "TSV": ("".join("\t".join(row) + "\n" for row in TABLE).encode(), "CSV or TSV"),
+    "BSON": (bson(b"r"), "BSON"),
+    "BSON with a newline in its size": (bson(b"r" * (266 - len(bson(b"")))), "BSON"),
+    "gzip": (gzip.compress(JSON_LINE.encode()), "compressed"),
+    "HTML": (b"<!DOCTYPE html>\n<title>502 Bad Gateway</title>\n", "HTML or XML"),
+    "the shell": (b'{ "_id" : ObjectId("5f1b1a2b3c4d5e6f7a8b9c0d"), "t" : "c" }\n', "the mongo shell"),
+    "the new shell": (b"{ _id: 'r', t: 'c' }\n", "the mongo shell"),
+    "news": (b"2024-11-23T12:00:00.000+0000\tconnected to: mongodb://localhost/\n", "a message of mongoexport's"),
+    "a log of roomkeyd's": (b"roomkeyd keys.log 1\n", "a log of roomkeyd's"),
+    "cut": (JSON_LINE.encode() + b'{"_id":"s","t', "its end is missing"),
+}
+
+
+@pytest.mark.parametrize("name", ["import", "users import", "rooms import"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_other_formats_are_recognised(data, name, form):
+    """One sentence names the format, and changes nothing."""
+    text, why = FORMATS[form]
+    before = contents(data)
+    done = subprocess.run([binary(), *name.split(), "--data", data], input=text, capture_output=True,
+                          check=False, timeout=TIMEOUT_S)
+    errors = done.stderr.decode()
+    assert done.returncode == 1 and re.match(r"roomkeyd: line [12]: [^:]+: ", errors), errors
+    assert why in errors and errors.count("\n") == 1 and errors.isascii()
+    after = contents(data)
+    after.pop("keys.log", None)
+    assert after == before
+
+
+def test_the_newline_in_a_size_is_one():
+    assert FORMATS["BSON with a newline in its size"][0][:1] == b"\n"
+
+
+@pytest.mark.parametrize("bad, name", [
+    ('{"_id":{"$oid":"01"},"t":"c"}', "rooms import"),
+    ('{"_id":"s","rid":{"$oid":"01"},"u":{"_id":"u"}}', "rooms import"),
+    ('{"_id":"s","rid":"r","u":{"_id":{"$oid":"01"}}}', "rooms import"),
+    ('{"_id":{"$oid":"01"},"services":{}}', "users import"),
+])
+def test_object_ids_are_named(data, bad, name):
+    code, _, errors = command(*name.split(), "--data", data, text=bad + "\n")
+    assert code == 1 and 'the ID is an ObjectId ({"$oid":...})' in errors
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \r\n\n", "\ufeff", "\ufeff\r\n"], ids=ascii)
+def test_nothing_to_import(data, text):
+    """A mistake that was made before: no -i for docker exec, a failed mongoexport in a pipe."""
+    code, output, errors = command("import", "--data", data, text=text)
+    assert (code, output) == (1, summary(0))
+    assert errors.startswith("roomkeyd: nothing to import: standard input is empty")
+
+
+def test_rooms_without_a_key_id_are_no_mistake(data):
+    """Nobody of this workspace has encrypted a room yet."""
+    text = '{"_id":"GENERAL"}\n{"_id":"a","e2eKeyId":null}\n'
+    assert command("import", "--data", data, text=text) == (0, summary(0, 0, 2), "")
+
+
+def test_byte_order_marks_are_passed_over(data):
+    """At the beginning of the input, and of the second file that `cat` has put after the first."""
+    text = "\ufeff" + line("a", "1") + line("b", "2") + "\ufeff" + line("c", "3")
+    assert command("import", "--data", data, text=text) == (0, summary(3), "")
+    assert [room for _, room, _ in log_of(data)] == ["a", "b", "c"]
 
 
 def test_not_beside_a_server(serve):

@@ -6,6 +6,7 @@ time all stay; and that no token is seen anywhere but where it has to be.
 """
 
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -23,7 +24,8 @@ from server import (
     ALICE, ALICE_TOKEN, BOB, REPOSITORY, TIMEOUT_S, USERS, binary, hash_token, run, tool, wait_until,
     write_data,
 )
-from test_disk import SMALL_DISK, contents, fill, mounted
+from test_deploy import give_up
+from test_disk import SMALL_DISK, chattr, contents, fill, mounted
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}\n")
 HASH = hash_token(ALICE_TOKEN)
@@ -245,7 +247,7 @@ def test_add_refuses_what_users_cannot_hold(data, name, why):
 def test_add_takes_what_users_can_hold(data, name):
     code, token, _ = command("user", "add", "--data", data, "--", name)
     assert code == 0
-    assert command("import", "--data", data)[0] == 0  # nothing, but there is a log now
+    assert command("import", "--data", data, text='{"_id":"r"}\n')[0] == 0  # there is a log now
     assert command("check", "--data", data)[0] == 0
     end = f"\n{name} {hash_token(token.strip())}\n".encode()
     assert (data / "users").read_bytes().endswith(end)
@@ -276,7 +278,7 @@ def test_a_symbolic_link_in_the_new_file_s_place_is_not_followed(data):
     (data / "users.new").symlink_to("mine")
     before = contents(data)
     code, output, errors = command("user", "add", "--data", data, "carol")
-    assert (code, output) == (1, "") and "cannot change users" in errors
+    assert (code, output) == (1, "") and "cannot change users: users.new: a symbolic link" in errors
     assert contents(data) == before
 
 
@@ -314,11 +316,16 @@ def test_a_token_that_nobody_reads_is_told_of(data):
 
 
 def test_a_token_in_the_wrong_place_is_not_repeated(data):
+    """Nor where it looks like an option: a token is of letters, digits, - and _, in any place."""
+    made = "Di9OKWzdu7V2vW3lHO0oYLOOr6P2Y0n9zQlx20qn2cU"
     for wrong in (("hash-token", ALICE_TOKEN), ("user", "add", "--data", data, "bob", ALICE_TOKEN),
-                  ("user", "revoke", ALICE, HASH, ALICE_TOKEN)):
+                  ("user", "revoke", ALICE, HASH, ALICE_TOKEN), ("hash-token", "-" + ALICE_TOKEN),
+                  ("hash-token", "--" + made), ("hash-token", f"--token={made}"),
+                  ("hash-token", f"--help={made}"), ("user", "add", "bob", f"-{made}=x"),
+                  ("-" + made,), ("--data", data, "--" + made), ("check", f"--listen={made}")):
         code, output, errors = command(*wrong)
         assert (code, output) == (2, "") and "usage: " in errors
-        assert ALICE_TOKEN not in errors
+        assert ALICE_TOKEN not in errors and made not in errors
 
 
 @pytest.mark.parametrize("text", [ALICE_TOKEN, ALICE_TOKEN + "\n", ALICE_TOKEN + "\r\n"])
@@ -331,6 +338,20 @@ def test_hash_token(text):
 def test_hash_token_of_what_is_none(text):
     code, output, errors = command("hash-token", text=text)
     assert (code, output) == (1, "") and "not a token" in errors
+
+
+@pytest.mark.parametrize("text, why", [
+    (ALICE_TOKEN.encode("utf-16"), "UTF-16"), ((ALICE_TOKEN + "\r\n").encode("utf-16-le"), "UTF-16"),
+    ((ALICE_TOKEN + "\r\n").encode("utf-16-be"), "UTF-16"),
+    (b"\xef\xbb\xbf" + ALICE_TOKEN.encode(), "a byte order mark"), (b"", "docker exec needs -i"),
+])
+def test_hash_token_of_what_windows_makes(text, why):
+    """What would be hashed is not what was meant; neither is shown."""
+    done = subprocess.run([binary(), "hash-token"], input=text, capture_output=True, check=False,
+                          timeout=TIMEOUT_S)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"not a token alone on its line" in done.stderr and why.encode() in done.stderr
+    assert ALICE_TOKEN[:8].encode() not in done.stderr.replace(b"\0", b"")
 
 
 # ---- users import, rooms import ----------------------------------------------------------------
@@ -601,7 +622,8 @@ def test_rooms_import_against_a_model(tmp_path):
 
 REFUSED = {
     "nothing": ("", "nothing to import"),
-    "blank": ("\n \n", "nothing to import"),
+    "blank": ("\n \n", "nothing to import: standard input is empty"),
+    "nothing that counts": ('{"_id":"x","t":"l"}\n' * 2, "nothing to import: no line has a "),
     "no JSON": ('{"_id":"x","t":"c"}\n{"_id":\n', "line 2: "),
     "no object": ("[1]\n", "line 1: not a JSON object"),
     "an array": ('[{"_id":"x","t":"c"}]\n', "line 1: not a JSON object"),
@@ -620,7 +642,8 @@ def test_an_import_that_is_refused_changes_nothing(data, name, what):
 
 
 @pytest.mark.parametrize("text, why", [
-    (lines(room("P", "p"), room("P", "c")), "roomkeyd: P: a room of two types\n"),
+    (lines(room("P", "p"), room("P", "c")), 'roomkeyd: the room "P" has two types\n'),
+    (lines(room("\x1b[2J", "p"), room("\x1b[2J", "c")), 'the room "\\u001b[2J" has two types\n'),
     (lines(room("P", "p"), {"_id": "x"}), "line 2: neither a room"),
     (lines(room("P", "p"), {"_id": "x", "rid": "P"}), "line 2: neither a room"),
     (lines(room("P", "p"), {"_id": "x", "rid": 1, "u": {"_id": "u"}}), "line 2: neither a room"),
@@ -677,6 +700,81 @@ def test_a_file_at_its_size_limit_changes_nothing(data, change):
     code, output, errors = command(*arguments, "--data", data, text=text, preexec_fn=limit)
     assert (code, output) == (1, "") and "File too large" in errors
     assert contents(data) == before
+
+
+MOUNT_BY_ITSELF = 'mount --bind "$1/elsewhere" "$1/$2"'
+MOUNT_READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"'
+
+
+def after_mounts(script, data, name, *arguments, text=""):
+    """A command, and before it a script ($1: the directory, $2: a file's name) that mounts: (exit
+    code, standard output, standard error)."""
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    unshare = [tool("unshare", "util-linux"), "--mount", *as_root, "sh", "-c"]
+    probe = subprocess.run([*unshare, 'mount --bind "$0" "$0"', data], capture_output=True, check=False)
+    if probe.returncode != 0:
+        give_up(f"nobody here may mount a file system, as a container may not: {probe.stderr}")
+    done = subprocess.run(
+        [*unshare, f'set -e; {script}; shift 2; exec "$@"', "sh", data, name, binary(), *arguments],
+        input=text, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_is_mounted_by_itself_is_named(data, change):
+    """docker -v ./users:/data/users. It is that file that is busy, not the new one."""
+    arguments, text = CHANGES[change]
+    name = "rooms" if change == "rooms" else "users"
+    (data / "elsewhere").write_bytes((data / name).read_bytes())
+    before = contents(data)
+    code, output, errors = after_mounts(
+        MOUNT_BY_ITSELF, data, name, *arguments, "--data", data, text=text)
+    assert (code, output) == (1, "") and contents(data) == before
+    assert errors.startswith(f"roomkeyd: {data}: cannot change {name}: {os.strerror(errno.EBUSY)}: ")
+    assert "mounted by itself" in errors and "mount its directory" in errors
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_directory_that_is_mounted_read_only_is_named(data, change):
+    arguments, text = CHANGES[change]
+    before = contents(data)
+    code, output, errors = after_mounts(
+        MOUNT_READ_ONLY, data, "", *arguments, "--data", data, text=text)
+    assert (code, output) == (1, "") and contents(data) == before
+    assert f"new: {os.strerror(errno.EROFS)}: it is mounted read-only here" in errors
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_directory_of_somebody_else_s_is_named(data, change):
+    """As root, too: without the capability to pass over permissions."""
+    arguments, text = CHANGES[change]
+    before = contents(data)
+    data.chmod(0o555)
+    dropped = "-dac_override,-dac_read_search"
+    wrapper = []
+    if os.geteuid() == 0:
+        wrapper = [tool("setpriv", "util-linux"), "--bounding-set", dropped, "--inh-caps", dropped]
+    done = subprocess.run([*wrapper, binary(), *arguments, "--data", data], input=text, text=True,
+                          capture_output=True, check=False, timeout=TIMEOUT_S)
+    data.chmod(0o755)
+    assert (done.returncode, done.stdout) == (1, "") and contents(data) == before
+    assert f"new: {os.strerror(errno.EACCES)}: run this as the owner" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["a", "i"])
+@pytest.mark.parametrize("where", ["users", "."])
+def test_what_chattr_keeps_from_changes_is_named(data, where, flag):
+    """Nothing is changed. (An append-only directory keeps even what was begun.)"""
+    before = contents(data)
+    with chattr(data / where, flag):
+        code, output, errors = command("user", "add", "--data", data, "carol")
+    after = contents(data)
+    if (where, flag) == (".", "a"):
+        after.pop("users.new")
+    assert (code, output) == (1, "") and after == before
+    assert f": {os.strerror(errno.EPERM)}: it or its directory is immutable or append-only" in errors
+    assert command("user", "add", "--data", data, "carol")[0] == 0
+    assert sorted(contents(data)) == sorted(before)
 
 
 def add_under(call, data, *only):

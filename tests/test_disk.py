@@ -9,6 +9,7 @@ A file system of one's own is mounted where only a helper process sees it, and i
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -92,6 +93,21 @@ def mounted(directory, script):
             yield pathlib.Path(f"/proc/{holder.pid}/root{directory.resolve()}")
         finally:
             holder.stdin.close()  # cat ends, and the mounts with it
+
+
+@contextlib.contextmanager
+def chattr(path, flag):
+    """A file or directory has a flag of chattr(1) meanwhile."""
+    change = lambda sign: subprocess.run([tool("chattr", "e2fsprogs"), sign + flag, path],
+                                         capture_output=True, text=True, check=False)
+    result = change("+")
+    if result.returncode != 0:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up(f"nobody here may do that, or the file system knows no such thing: {result.stderr}")
+    try:
+        yield
+    finally:
+        assert change("-").returncode == 0
 
 
 @pytest.fixture(name="small_disk")
@@ -593,3 +609,51 @@ def test_a_log_that_is_a_symbolic_link(tmp_path, target):
     (tmp_path / "keys.log").symlink_to(elsewhere)
     fails_to_start(tmp_path, r"keys\.log: .*symbolic link")
     assert (tmp_path / "keys.log").is_symlink() and elsewhere.exists() == (target == "a log")
+
+
+# ---- chattr ------------------------------------------------------------------------------------
+
+
+def test_an_append_only_log_serves_until_it_has_to_be_opened(serve):
+    """As the README has it: a server that runs goes on, none starts, and looking is allowed."""
+    server = serve()
+    with chattr(server.directory / "keys.log", "a"):
+        server.set("room", "key").is_json(200, SUCCESS)
+        server.stop()
+        second = serve.launch()
+        second.expected_exit, second.expected_stderr = 1, os.strerror(errno.EPERM)
+        second.judge()
+        for command in ("check", "export"):
+            done = run(command, "--data", server.directory)
+            assert (done.returncode, done.stderr) == (0, "")
+        assert run("import", "--data", server.directory).returncode == 1
+    serve().info("room").is_json(200, room_info("room", "c", "key"))
+
+
+def test_an_append_only_log_cannot_be_cut(serve):
+    """Half a line that a full disk has left stays, so no set is taken after it."""
+    server = serve()
+    server.expected_exit, server.expected_stderr = 1, "^roomkeyd: keys.log: (write|ftruncate): "
+    with chattr(server.directory / "keys.log", "a"):
+        size = len(server.log())
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size + 10, size + 10))
+        server.set("room", "key").is_json(503, STORAGE_UNAVAILABLE)
+        assert len(server.log()) == size + 10
+        assert server.ask(HEALTHZ).status == 503
+        server.stop()
+    server = serve.launch()
+    server.expected_stderr = "a torn tail of 10 bytes"
+    server.wait_ready().set("room", "key").is_json(200, SUCCESS)
+
+
+def test_an_append_only_directory_serves(serve):
+    """With a log, and even with a torn tail, for which a file is made."""
+    serve().stop()
+    data = serve.directory / "data"
+    with open(data / "keys.log", "ab") as log:
+        log.write(b"torn")
+    with chattr(data, "a"):
+        server = serve.launch(users=None, rooms=None)
+        server.expected_stderr = "a torn tail of 4 bytes"
+        server.wait_ready().set("room", "key").is_json(200, SUCCESS)
+        server.stop()

@@ -17,7 +17,10 @@ import subprocess
 import pytest
 
 import faults
-from server import HEALTHZ, SUCCESS, TIMEOUT_S, binary, request
+from server import (
+    HEALTHZ, SUCCESS, TIMEOUT_S, binary, info_request, request, set_request, wait_until,
+)
+from test_service import OFTEN_US, WATCHDOG, Manager
 
 
 @pytest.fixture(name="plan", scope="module")
@@ -70,17 +73,17 @@ def _serve_with(serve, tmp_path):
         return {name.rstrip(b"\0").decode(): (used, failed)
                 for name, used, failed in struct.iter_unpack("16sII", report.read_bytes())}
 
-    def launch(fault):
+    def launch(fault, environment=None):
         report.unlink(missing_ok=True)
-        return serve(program=binary("ROOMKEYD_FAULTS"),
-                     environment={"FAULTS": fault, "FAULTS_REPORT": str(report)})
+        return serve(program=binary("ROOMKEYD_FAULTS"), environment={
+            **(environment or {}), "FAULTS": fault, "FAULTS_REPORT": str(report)})
 
-    def serve_with(call, n, error):
+    def serve_with(call, n, error, environment=None):
         launch("").stop()  # the first one makes the log
         server = launch("")
         used = counts()[call][0]
         server.stop()
-        return launch(f"{call} {used + n} 1 {error}")
+        return launch(f"{call} {used + n} 1 {error}", environment)
 
     serve_with.failed = lambda call: counts()[call][1]
     return serve_with
@@ -138,6 +141,37 @@ def test_a_defect_of_the_loop_ends_it_at_once(serve_with):
                 break
     server.judge()
     assert len(server.stderr.all()) == 1
+
+
+# What faults.c takes for a call that never returns.
+HANG = 0
+
+
+@pytest.mark.usefixtures("data")
+def test_a_loop_that_hangs_does_not_answer_the_watchdog(serve_with, tmp_path):
+    """It reads a record back from a disk that is stuck, while the other threads are well."""
+    with Manager(tmp_path, watchdog_us=OFTEN_US) as manager:
+        server = serve_with("pread64", 1, HANG, manager.environment)
+        manager.until(WATCHDOG)
+        with server.client() as client:
+            client.send(info_request("room"))
+            wait_until(lambda: serve_with.failed("pread64") == 1, "the loop to hang")
+            assert manager.is_silent()
+            server.kill()
+
+
+def test_a_stuck_disk_does_not_keep_the_loop_from_the_watchdog(serve_with, tmp_path):
+    """The committer hangs, and the loop is well: a restart would mend nothing."""
+    with Manager(tmp_path, watchdog_us=OFTEN_US) as manager:
+        server = serve_with("fdatasync", 1, HANG, manager.environment)
+        with server.client() as client:
+            client.send(set_request("room", "key"))
+            wait_until(lambda: serve_with.failed("fdatasync") == 1, "the committer to hang")
+            assert server.ask(HEALTHZ).status == 200
+            for _ in range(200):  # more than have been said before
+                manager.until(WATCHDOG)
+            assert server.info("other").status == 200
+            server.kill()
 
 
 @pytest.mark.parametrize("fault,message", [

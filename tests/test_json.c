@@ -210,6 +210,36 @@ static void test_quote(void **state) {
     }
 }
 
+/* Every character that UTF-8 can write, and between two others: only printable ASCII is written, it
+ * fits, and it is read back as what it was. */
+static void test_quote_ascii(void **state) {
+    char text[8], quoted[JSON_QUOTED_BYTES(6)], object[sizeof quoted + 8], buffer[8];
+    struct json json;
+    (void)state;
+    for (unsigned c = 0; c <= 0x10FFFF; c++) {
+        struct slice between = {text, 0};
+        text[between.n++] = 'a';
+        if (c < 0x80) {
+            text[between.n++] = (char)c;
+        } else {
+            unsigned bytes = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+            text[between.n++] = (char)((0xF00u >> bytes & 0xFF) | c >> 6 * (bytes - 1));
+            for (unsigned i = bytes - 1; i > 0; i--)
+                text[between.n++] = (char)(0x80 | (c >> 6 * (i - 1) & 0x3F));
+        }
+        if (slice_utf8((struct slice){text + 1, between.n - 1}) == 0) continue; /* a surrogate */
+        text[between.n++] = 'z';
+        size_t n = json_quote_ascii(between, quoted);
+        assert_true(n <= JSON_QUOTED_BYTES(between.n));
+        for (size_t i = 0; i < n; i++) assert_in_range(quoted[i], ' ', '~');
+        snprintf(object, sizeof object, "{\"\":%.*s}", (int)n, quoted);
+        read_text(&json, object);
+        struct slice back = json_string(&json, member(&json, json.root, ""), buffer, sizeof buffer);
+        assert_true(slice_equal(back, between));
+        json_free(&json);
+    }
+}
+
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 static void test_memory(void **state) {
@@ -238,7 +268,8 @@ int main(void) {
         cmocka_unit_test(test_types),   cmocka_unit_test(test_members_of_no_object),
         cmocka_unit_test(test_names),   cmocka_unit_test(test_written),
         cmocka_unit_test(test_strings), cmocka_unit_test(test_first_lone_surrogate),
-        cmocka_unit_test(test_quote),   cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_quote),   cmocka_unit_test(test_quote_ascii),
+        cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests_name("json", tests, NULL, NULL);
 }

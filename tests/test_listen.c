@@ -72,13 +72,13 @@ static void test_longest_addresses(void **state) {
     for (size_t size = 1; size < 200; size++) {
         memset(text + 5, 'x', size);
         text[5 + size] = '\0';
-        assert_int_equal(listen_is_address(text), size < sizeof((struct sockaddr_un *)0)->sun_path);
+        assert_int_equal(!listen_fault(text), size < sizeof((struct sockaddr_un *)0)->sun_path);
     }
-    assert_true(listen_is_address("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535"));
+    assert_null(listen_fault("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535"));
     for (size_t size = 1; size < 200; size++) {
         memset(text, '1', size);
         strcpy(text + size, ":80");
-        assert_false(listen_is_address(text));
+        assert_non_null(listen_fault(text));
     }
 }
 

@@ -374,6 +374,17 @@ def test_addresses(serve, path, tmp_path):
     assert [line.address for line in wait_lines(path, len(expected))] == expected
 
 
+def test_an_address_that_anybody_can_claim_is_not_logged(serve, path):
+    """Whoever is behind a proxy is in the log of that."""
+    server = serve("--access-log", path)
+    fields = [("X-Forwarded-For", "203.0.113.9"), ("X-Real-IP", "203.0.113.9"),
+              ("Forwarded", "for=203.0.113.9")]
+    assert server.ask(request("GET", "/healthz", fields)).status == 200
+    server.stop()
+    line = path.read_text()
+    assert line.startswith("127.0.0.1 ") and "203.0.113.9" not in line
+
+
 def test_a_set_is_logged_as_it_ended(serve, path):
     """Not as it looked when it was taken."""
     server = serve("--access-log", path, **inject("error=EIO:when=2+"))

@@ -6,6 +6,7 @@ is bad and leaves nobody in by the other one, and that running out of descriptor
 """
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -95,6 +96,106 @@ def test_bad_usage(tmp_path, arguments, quoted):
     assert (result.returncode, result.stdout) == (2, ""), result
     assert result.stderr.startswith("roomkeyd: ") and quoted in result.stderr, result
     assert len(result.stderr) < 1000 and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (["check", "--listen", LOCAL], "--listen is not an option of check"),
+    (["check", f"--listen={LOCAL}"], "--listen is not an option of check"),
+    (["user", "add", "bob", "--salvage", "x"], "--salvage is not an option of user add"),
+    (["hash-token", "--data", "x"], "--data is not an option of hash-token"),
+    (["export", "--version"], "--version is not an option of export"),
+    (["--salvage", "x"], "--salvage is not an option of serve"),
+    (["health", "--no-metrics"], "--no-metrics is not an option of health"),
+    (["--nonsense"], "unknown option: '--nonsense' (options are not abbreviated)"),
+    (["--nonsense=x"], "unknown option: '--nonsense' (options are not abbreviated)"),
+    (["check", "-d", "x"], "unknown option: '-d' (options are not abbreviated)"),
+    (["--dat", "x"], "unknown option: '--dat' (options are not abbreviated)"),
+    (["--lis=x"], "unknown option: '--lis' (options are not abbreviated)"),
+    (["check", "--he"], "unknown option: '--he' (options are not abbreviated)"),
+    (["---data", "x"], "unknown option: '---data' (options are not abbreviated)"),
+    (["-data", "x"], "unknown option: '-d' (options are not abbreviated)"),
+    (["-Data", "x"], "unknown option, not repeated here: it may be a token"),
+    (["--=x"], "unknown option: '--' (options are not abbreviated)"),
+    (["--listen"], "--listen needs a value"),
+    (["check", "--data"], "--data needs a value"),
+    (["--data", "--no-metrics"],
+     "--data needs a value; one that begins with -- is written --data=VALUE"),
+    (["--data", "--", "x"], "--data needs a value; one that begins with -- is written --data=VALUE"),
+    (["--data", ""], "--data: the path is empty"),
+    (["--access-log="], "--access-log: the path is empty"),
+    (["check", "--salvage="], "--salvage: the path is empty"),
+    (["--no-metrics=1"], "--no-metrics takes no value"),
+    (["--no-metrics="], "--no-metrics takes no value"),
+    (["--help=x"], "--help takes no value"),
+    (["--data", "x", "check"], "not a command, or not the first word: 'check'"),
+    (["-"], "not a command, or not the first word: '-'"),
+    (["check", "-"], "too few words, or too many"),
+], ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "")
+def test_what_is_wrong_with_an_option_is_named(tmp_path, arguments, message):
+    """In one line, before the usage of its command; whatever POSIXLY_CORRECT says."""
+    for environment in ({}, {"POSIXLY_CORRECT": "1"}):
+        result = run(*arguments, cwd=tmp_path, env={**os.environ, **environment})
+        assert (result.returncode, result.stdout) == (2, ""), result
+        first, usage = result.stderr.split("\n", 1)
+        assert first == f"roomkeyd: {message}" and usage.startswith("usage: roomkeyd ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_values_that_begin_with_dashes(tmp_path):
+    """After --data= any, and after --data what is no option for the eye."""
+    for name, arguments in (("--d", ["--data=--d"]), ("-d", ["--data", "-d"]), ("=d", ["--data==d"])):
+        write_data(tmp_path / name)
+        done = run("import", *arguments, cwd=tmp_path, stdin=None, input='{"_id":"r","e2eKeyId":"k"}\n')
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / name / "keys.log").exists()
+
+
+LONGEST_PATH = 107  # bytes of sun_path (unix(7)), less a NUL
+
+
+@pytest.mark.parametrize("address,reason", [
+    ("localhost:3000", "a name is not looked up"),
+    ("roomkeyd.example:0", "a name is not looked up"),
+    ("3000", "a port alone"),
+    (":3000", "no address before the port"),
+    ("*:3000", "no address before the port"),
+    ("", "no port"),
+    ("127.0.0.1", "no port"),
+    ("127.0.0.1:", "no port"),
+    ("[::1]", "no port"),
+    ("[::1]:", "no port"),
+    ("[::1]3000", "no port"),
+    ("127.0.0.1:65536", "not a number from 0 to 65535"),
+    ("127.0.0.1:http", "not a number from 0 to 65535"),
+    ("127.0.0.1:3000/", "not a number from 0 to 65535"),
+    ("[::1]:99999999999999999999", "not a number from 0 to 65535"),
+    ("127.0.0.256:0", "four numbers from 0 to 255"),
+    ("127.1:0", "four numbers from 0 to 255"),
+    ("1" * 100 + ":0", "four numbers from 0 to 255"),
+    ("::1:3000", "needs brackets"),
+    ("::", "needs brackets"),
+    ("fe80::1", "needs brackets"),
+    ("[::1:0", "no ] after"),
+    ("[127.0.0.1]:0", "no IPv6 address"),
+    ("[localhost]:0", "no IPv6 address"),
+    ("[]:0", "no IPv6 address"),
+    ("[" + "1" * 100 + "]:0", "no IPv6 address"),
+    ("[fe80::1%lo]:0", "a zone"),
+    ("http://127.0.0.1:3000", "a URL"),
+    ("/run/roomkeyd.sock", "needs unix: before it"),
+    ("./roomkeyd.sock", "needs unix: before it"),
+    ("unix:", "needs a path"),
+    ("unix:@name", "an abstract socket"),
+    ("unix:@", "an abstract socket"),
+    ("unix:/" + "x" * LONGEST_PATH, f"too long: at most {LONGEST_PATH} bytes"),
+], ids=lambda text: text[:30])
+@pytest.mark.parametrize("command", ["serve", "health"])
+def test_addresses_that_are_none_are_told_apart(tmp_path, command, address, reason):
+    result = run(command, "--listen", address, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, ""), result
+    first = result.stderr.splitlines()[0]
+    assert first.startswith(f"roomkeyd: --listen '{address}': ") and reason in first
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("arguments", [("serve", "--listen", LOCAL), ("--listen", LOCAL, "serve")])
@@ -209,6 +310,54 @@ def test_a_file_in_the_place_of_the_unix_socket_is_left_alone(tmp_path):
     assert (result.returncode, result.stdout) == (1, "")
     assert str(path) in result.stderr and path.read_text() == "precious"
     assert not path.is_socket()
+
+
+def fails_to_listen(tmp_path, address, error, reason, wrapper=()):
+    """Exit 1, and one line that says why, by errno and in words."""
+    write_data(tmp_path / "data")
+    command = [*wrapper, binary(), "--listen", address, "--data", str(tmp_path / "data")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (result.returncode, result.stdout) == (1, ""), result
+    assert result.stderr.startswith(
+        f"roomkeyd: cannot listen on {address}: {os.strerror(error)}: {reason}"), result
+    assert result.stderr.count("\n") == 1
+
+
+def test_what_is_wrong_with_a_unix_path_is_named(tmp_path):
+    directory, file, link = tmp_path / "directory", tmp_path / "file", tmp_path / "link"
+    directory.mkdir()
+    file.write_text("precious")
+    link.symlink_to("nowhere")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    dropped = "-dac_override,-dac_read_search"
+    as_user = [tool("setpriv", "util-linux"), "--bounding-set", dropped, "--inh-caps", dropped]
+    fails_to_listen(tmp_path, f"unix:{directory}", errno.EADDRINUSE, "that is a directory")
+    for kept in (file, link):
+        fails_to_listen(tmp_path, f"unix:{kept}", errno.EADDRINUSE, "a file is there that is no socket")
+    fails_to_listen(tmp_path, f"unix:{tmp_path}/none/socket", errno.ENOENT, "the directory of the socket")
+    fails_to_listen(tmp_path, f"unix:{closed}/socket", errno.EACCES, "this user may not",
+                    as_user if os.geteuid() == 0 else ())
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "socket"))
+        other.listen()
+        fails_to_listen(tmp_path, f"unix:{tmp_path}/socket", errno.EADDRINUSE, "another process listens")
+    assert file.read_text() == "precious" and link.is_symlink() and directory.is_dir()
+
+
+def test_what_is_wrong_with_an_ip_address_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        fails_to_listen(tmp_path, "127.0.0.1:%d" % other.getsockname()[1], errno.EADDRINUSE,
+                        "another process listens there")
+    # TEST-NET-1 (RFC 5737) is nobody's.
+    fails_to_listen(tmp_path, "192.0.2.1:0", errno.EADDRNOTAVAIL, "no interface of this machine")
+
+
+def test_the_longest_unix_path(serve, tmp_path):
+    path = str(tmp_path / "x")
+    path += "x" * (LONGEST_PATH - len(path))
+    assert serve(listen=[f"unix:{path}"]).ask(HEALTHZ).status == 200
 
 
 @pytest.mark.parametrize("families", ["IPv4 alone", "both"])

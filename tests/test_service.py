@@ -4,12 +4,16 @@
     activation     the manager binds and listens, and the server finds the sockets at descriptors 3
                    and on, counted in LISTEN_FDS (sd_listen_fds(3))
 
+    watchdog       the manager says how long the server may be silent (sd_watchdog_enabled(3))
+
 Proves that the news is true and comes in time, that no manager, however broken, keeps the server
-from its work, and that sockets that outlive the server lose no connection when it is restarted.
+from its work, that the watchdog is answered as long as the loop runs, and no longer, and that sockets that outlive the server lose no connection when it is restarted.
 """
 
 import os
+import queue
 import re
+import resource
 import signal
 import socket
 import stat
@@ -35,6 +39,7 @@ from server import (
     wait_until,
     write_data,
 )
+from test_process import is_stopped
 
 LOCAL = "127.0.0.1:0"
 
@@ -42,25 +47,49 @@ LOCAL = "127.0.0.1:0"
 
 
 class Manager:
-    """Hears what the server says of itself."""
+    """Hears what the server says of itself. A thread listens: a kernel may keep no more than ten
+    datagrams, and those that come then are lost."""
 
-    def __init__(self, directory, is_abstract=False):
+    END, MARK = "END", "MARK"
+
+    def __init__(self, directory, is_abstract=False, watchdog_us=None):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.settimeout(TIMEOUT_S)
         # An empty name: the kernel makes up an abstract one.
         self.socket.bind("" if is_abstract else str(directory / "notify"))
         name = self.socket.getsockname()
         self.name = "@" + name[1:].decode() if is_abstract else name
         self.environment = {"NOTIFY_SOCKET": self.name}
+        if watchdog_us is not None:
+            self.environment["WATCHDOG_USEC"] = str(watchdog_us)
+        self.heard = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
+    def _listen(self):
+        while (news := self.socket.recv(4096).decode()) != self.END:
+            self.heard.put(news)
+
+    def _say(self, news):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            own.sendto(news.encode(), self.socket.getsockname())
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        self._say(self.END)
+        self.thread.join(TIMEOUT_S)
         self.socket.close()
 
     def news(self):
-        return self.socket.recv(4096).decode()
+        return self.heard.get(timeout=TIMEOUT_S)
+
+    def until(self, last):
+        """The news before this one."""
+        heard = []
+        while (news := self.news()) != last:
+            heard.append(news)
+        return heard
 
     def reload_time(self):
         """The microsecond of the next news, which has to be that of a reload."""
@@ -69,10 +98,19 @@ class Manager:
         assert match, news
         return int(match[1])
 
+    def so_far(self):
+        """What has been said by now and was not asked for."""
+        self._say(self.MARK)
+        return self.until(self.MARK)
+
     def has_none(self):
-        self.socket.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            print(self.news())
+        return self.so_far() == []
+
+    def is_silent(self):
+        """Whether nothing more comes, in a hundred times as long as an answer to a watchdog takes."""
+        self.so_far()
+        with pytest.raises(queue.Empty):
+            print(self.heard.get(timeout=0.2))
         return True
 
 
@@ -156,6 +194,131 @@ def test_every_reload_is_answered(tmp_path, serve):
         assert manager.news() == "STOPPING=1"
 
 
+# ---- watchdog ----------------------------------------------------------------------------------
+
+WATCHDOG = "WATCHDOG=1"
+OFTEN_US = 2000  # a watchdog that is answered every millisecond
+SELDOM_US = 400_000
+
+
+def test_the_watchdog_is_answered_twice_in_its_time(tmp_path, serve):
+    """Not before the server is ready, and by an idle server, too; until it has stopped."""
+    with Manager(tmp_path, watchdog_us=SELDOM_US) as manager:
+        server = serve.launch(listen=[LOCAL], environment=manager.environment,
+                              rooms="".join(f"room-{i} p alice bob\n" for i in range(100_000)))
+        assert manager.news() == "READY=1"
+        server.wait_ready()
+        began = time.monotonic()
+        heard = [manager.news() for _ in range(6)]
+        assert heard == [WATCHDOG] * 6
+        # The first is at once; rounded to milliseconds.
+        assert time.monotonic() - began > 5 * (SELDOM_US / 2e6 - 0.002)
+        server.stop()
+        assert set(manager.until("STOPPING=1")) <= {WATCHDOG}
+
+
+def test_the_watchdog_is_answered_while_the_server_stops(tmp_path, serve):
+    """For as long as that takes: a client is slow."""
+    with Manager(tmp_path, watchdog_us=OFTEN_US) as manager:
+        server = serve(environment=manager.environment)
+        with server.client() as slow:
+            slow.send(HEALTHZ[:-2])
+            server.send_signal(signal.SIGTERM)
+            manager.until("STOPPING=1")
+            assert [manager.news() for _ in range(20)] == [WATCHDOG] * 20
+            slow.send(HEALTHZ[-2:])
+            assert slow.reply().status == 200
+        server.judge()
+
+
+def test_the_watchdog_is_answered_by_a_busy_server(tmp_path, serve):
+    """Every wait finds events at once."""
+    over = threading.Event()
+    with Manager(tmp_path, watchdog_us=OFTEN_US) as manager:
+        server = serve(environment=manager.environment)
+
+        def ask(_):
+            with server.client() as client:
+                while not over.is_set():
+                    client.send(HEALTHZ * 50)
+                    for _ in range(50):
+                        assert client.reply().status == 200
+
+        assert manager.news() == "READY=1"
+        with in_threads(ask, range(3)):
+            try:
+                assert [manager.news() for _ in range(50)] == [WATCHDOG] * 50
+            finally:
+                over.set()
+        server.stop()
+
+
+def test_the_watchdog_is_answered_without_descriptors(tmp_path, serve):
+    """Then the server is well, and would be killed by a watchdog that it had to open a socket for."""
+    with Manager(tmp_path, watchdog_us=OFTEN_US) as manager:
+        server = serve(environment=manager.environment)
+        server.expected_stderr = "cannot accept connections for now: " + os.strerror(24)
+        assert manager.news() == "READY=1"
+        hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[1]
+        highest = max(map(int, os.listdir(f"/proc/{server.pid}/fd")))
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (highest + 2, hard))
+        clients = [server.client() for _ in range(4)]
+        assert server.stderr.wait_for(len), "all of them were accepted"
+        manager.so_far()
+        assert [manager.news() for _ in range(20)] == [WATCHDOG] * 20
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        for client in clients:
+            client.close()
+        server.stop()
+
+
+def test_a_stopped_server_does_not_answer(tmp_path, serve):
+    """(Of a loop that hangs, while other threads run, see test_faults.py.)"""
+    with Manager(tmp_path, watchdog_us=OFTEN_US) as manager:
+        server = serve(environment=manager.environment)
+        assert manager.news() == "READY=1" and manager.news() == WATCHDOG
+        server.send_signal(signal.SIGSTOP)
+        wait_until(lambda: is_stopped(server.pid), "the server to stop")
+        assert manager.is_silent()
+        server.send_signal(signal.SIGCONT)
+        assert manager.news() == WATCHDOG
+        server.stop()
+
+
+@pytest.mark.parametrize("pid,is_answered", [("own", True), ("1", False), ("", False), ("x", False)])
+def test_a_watchdog_for_another_process_is_not_answered(tmp_path, serve, pid, is_answered):
+    """A shell's child inherits the variables, too."""
+    wrapper = ["/bin/sh", "-c", 'export WATCHDOG_PID; WATCHDOG_PID=$$; exec "$0" "$@"']
+    with Manager(tmp_path, watchdog_us=OFTEN_US) as manager:
+        environment = {**manager.environment, "WATCHDOG_PID": pid}
+        server = serve(environment=environment, wrapper=wrapper if pid == "own" else ())
+        assert server.ask(HEALTHZ).status == 200
+        server.stop()
+        assert manager.news() == "READY=1"
+        assert set(manager.until("STOPPING=1")) == ({WATCHDOG} if is_answered else set())
+
+
+@pytest.mark.parametrize("limit,is_answered", [
+    ("", False), ("0", False), ("x", False), ("-1", False), ("1.5", False), (" 1000", False),
+    ("18446744073709551616", False), ("18446744073709551615", True), ("9223372036854775808", True),
+    ("4294967296000000", True), ("1", True),
+])
+def test_any_time_of_a_watchdog(tmp_path, serve, limit, is_answered):
+    """What is no number of microseconds is none; a long time is no longer wait than others have."""
+    with Manager(tmp_path, watchdog_us=limit) as manager:
+        server = serve(environment=manager.environment)
+        assert manager.news() == "READY=1"
+        assert server.ask(HEALTHZ).status == 200
+        used = server.cpu_seconds()
+        with server.client() as client:
+            client.ask(HEALTHZ)
+        assert server.cpu_seconds() - used < 1
+        server.stop()
+        heard = manager.until("STOPPING=1")
+        assert set(heard) == ({WATCHDOG} if is_answered else set())
+        assert limit == "1" or len(heard) <= 1
+
+
 def occupied(directory):
     """A notification socket whose owner never reads, and which takes no more."""
     owner = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -173,7 +336,8 @@ def occupied(directory):
 def test_a_broken_manager_is_no_trouble(serve, tmp_path, name):
     owner = occupied(tmp_path)
     known = name in ("none", "data/users", "full")
-    server = serve(environment={"NOTIFY_SOCKET": str(tmp_path / name) if known else name})
+    server = serve(environment={"NOTIFY_SOCKET": str(tmp_path / name) if known else name,
+                                "WATCHDOG_USEC": str(OFTEN_US)})
     server.set("room", "key").is_json(200, SUCCESS)
     write_data(server.directory, rooms=EVERY_ROOM + "new p bob\n")
     server.send_signal(signal.SIGHUP)

@@ -430,7 +430,7 @@ def test_a_slot_moves(tmp_path):
     stays = [name for name in rooms_of(2, 20, "moving") if slot_of(name) != 11]
     files = ["", "", "".join(f"{name} c\n" for name in [*moved, *stays])]
     comment = CONFIGURATION.read_text().replace("\n#", "\n")
-    command = re.search(r"\n +(roomkeyd export .*slot\.json)\n", comment, re.S)[1]
+    command = re.search(r"\n +(roomkeyd export .*slot\.json; \})\n", comment, re.S)[1]
     for pattern, replacement in (
         (r"roomkeyd (export|import)", rf"{binary()} \1"),
         (r"/var/lib/roomkeyd-(\d)", rf"{tmp_path}/\1/data"),

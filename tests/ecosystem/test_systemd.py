@@ -259,6 +259,30 @@ def test_it_is_started_again_when_it_dies(machine):
     assert machine.healthz() == "ok"
 
 
+def test_the_watchdog_is_answered(machine):
+    """As systemd itself hears it, in a second: the unit's own time would take too long. A server that
+    hangs is started again."""
+    assert machine.property("WatchdogUSec") == "5min"
+    machine.does("sh", "-c", "mkdir -p /run/systemd/system/roomkeyd.service.d && printf "
+                 "'[Service]\\nWatchdogSec=1s\\n' >/run/systemd/system/roomkeyd.service.d/watchdog.conf")
+    try:
+        machine.does("systemctl", "daemon-reload")
+        machine.does("systemctl", "restart", "roomkeyd.service")
+        restarts, process = machine.property("NRestarts"), machine.property("MainPID")
+        for _ in range(4):  # each half a second later
+            before = machine.property("WatchdogTimestampMonotonic")
+            wait_until(lambda: machine.property("WatchdogTimestampMonotonic") != before, "an answer")
+        assert (machine.property("NRestarts"), machine.property("MainPID")) == (restarts, process)
+        machine.does("kill", "-s", "STOP", process)
+        wait_until(lambda: machine.property("NRestarts") != restarts, "the restart")
+        wait_until(lambda: machine.property("ActiveState") == "active", "the server")
+        assert machine.healthz() == "ok"
+    finally:
+        machine.does("rm", "-r", "/run/systemd/system/roomkeyd.service.d")
+        machine.does("systemctl", "daemon-reload")
+    machine.does("systemctl", "restart", "roomkeyd.service")
+
+
 def test_it_stops_well(machine):
     machine.does("systemctl", "stop", "roomkeyd.socket", "roomkeyd.service")
     assert machine.property("Result") == "success"
