@@ -562,21 +562,38 @@ bool log_is_comparable(const struct log_place *place) {
 
 int log_read_end(int fd, uint64_t size, struct log_end *end) {
     size_t want = size < LOG_TAIL_BYTES ? (size_t)size : LOG_TAIL_BYTES;
-    ssize_t n = log_read_at(fd, end->tail, want, size - want);
     end->size = size;
     end->tail_size = want;
-    if (n >= 0 && (size_t)n < want) errno = EIO;
-    return n == (ssize_t)want ? 0 : -1;
+    ssize_t first = log_read_at(fd, end->head, want, 0);
+    ssize_t last = first < 0 ? -1 : log_read_at(fd, end->tail, want, size - want);
+    if (last < 0) return -1;
+    if (first == (ssize_t)want && last == (ssize_t)want) return 0;
+    errno = EIO;
+    return -1;
 }
 
 void log_append_end(struct log_end *end, struct slice bytes) {
     size_t added = bytes.n < LOG_TAIL_BYTES ? bytes.n : LOG_TAIL_BYTES;
-    size_t kept = LOG_TAIL_BYTES - added;
+    size_t kept = LOG_TAIL_BYTES - added, missing = LOG_TAIL_BYTES - end->tail_size;
+    if (missing > 0) /* the head is the whole log yet */
+        memcpy(end->head + end->tail_size, bytes.p, added < missing ? added : missing);
     if (kept > end->tail_size) kept = end->tail_size;
     memmove(end->tail, end->tail + end->tail_size - kept, kept);
     memcpy(end->tail + kept, bytes.p + bytes.n - added, added);
     end->tail_size = kept + added;
     end->size += bytes.n;
+}
+
+/* Whether a file has so many bytes at an offset, and these; yes if it cannot be read. */
+static bool holds(int fd, const char *bytes, size_t size, uint64_t offset) {
+    char found[LOG_TAIL_BYTES];
+    ssize_t n = log_read_at(fd, found, size, offset);
+    return n < 0 || ((size_t)n == size && memcmp(found, bytes, size) == 0);
+}
+
+bool log_holds_end(int fd, const struct log_end *end) {
+    return holds(fd, end->head, end->tail_size, 0) &&
+           holds(fd, end->tail, end->tail_size, end->size - end->tail_size);
 }
 
 /* The directory is still the one at its path. */
@@ -593,7 +610,6 @@ static const char *find_directory_change(const struct log_place *place) {
 
 const char *log_find_change(const struct log_place *place, const struct log_end *end) {
     struct stat open, named;
-    char tail[LOG_TAIL_BYTES];
     if (fstat(place->log_fd, &open) < 0) return errno == ESTALE ? "has been removed" : NULL;
     if (open.st_nlink == 0) return "has been removed";
     if (fstatat(place->dir_fd, LOG_NAME, &named, AT_SYMLINK_NOFOLLOW) < 0) {
@@ -603,8 +619,6 @@ const char *log_find_change(const struct log_place *place, const struct log_end 
     }
     if ((uint64_t)open.st_size < end->size) return "has been cut";
     if ((uint64_t)open.st_size > end->size) return "has grown: somebody else has written to it";
-    ssize_t n = log_read_at(place->log_fd, tail, end->tail_size, end->size - end->tail_size);
-    if (n >= 0 && ((size_t)n < end->tail_size || memcmp(tail, end->tail, end->tail_size) != 0))
-        return "has been overwritten";
+    if (!log_holds_end(place->log_fd, end)) return "has been overwritten";
     return find_directory_change(place);
 }

@@ -126,16 +126,22 @@ struct log_place {
     bool is_comparable; /* log_is_comparable has said so */
 };
 
-/* How a log ends: what its server left. */
+/* How a log begins and ends: what its server left. Whoever copies another log over it changes the
+ * first bytes, whoever cuts it or appends to it the last ones. */
 #define LOG_TAIL_BYTES 128
 struct log_end {
     uint64_t size;             /* of the file, in bytes */
     size_t tail_size;          /* bytes; LOG_TAIL_BYTES, or the file is shorter */
+    char head[LOG_TAIL_BYTES]; /* as many, the first ones: the first records */
     char tail[LOG_TAIL_BYTES]; /* the last ones */
 };
 
-/* Reads how an open log ends that has `size` bytes. Returns 0, or -1 with errno set. Blocks. */
+/* Reads how an open log of `size` bytes begins and ends. Returns 0, or -1 with errno set. Blocks. */
 int log_read_end(int fd, uint64_t size, struct log_end *end);
+
+/* Whether these bytes are still where they were, whatever follows them; yes if they cannot be read.
+ * Blocks. */
+bool log_holds_end(int fd, const struct log_end *end);
 
 /* Takes what has been appended into account. */
 void log_append_end(struct log_end *end, struct slice bytes);

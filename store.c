@@ -659,10 +659,16 @@ static int write_batch(struct store *store, const struct batch *batch, bool *is_
  * batch began. */
 static enum outcome commit(struct store *store, const struct batch *batch) {
     bool is_written;
+    struct log_end before = store->end;
     if (!look(store)) return DISK_FAILED;
     if (write_batch(store, batch, &is_written) == 0) {
         log_append_end(&store->end, (struct slice){batch->bytes, batch->size});
         if (!look(store)) return DISK_FAILED;
+        /* Cut after the first look, the log has its size back, but a hole before the batch. */
+        if (!log_holds_end(store->place.log_fd, &before)) {
+            lose(store, "has been cut or overwritten");
+            return DISK_FAILED;
+        }
         if (store->is_short_of_space && !is_seal(batch)) {
             tell(LOG_NAME ": there is space again, sets are taken");
             store->is_short_of_space = false;

@@ -136,9 +136,9 @@ static bool hashes_collide;
 static bool numbers_are_unstable; /* of files that are looked up by name */
 static int look_error;            /* of such a look; 0: none */
 
-/* Somebody's deed, done once, while the next sync is made. */
-static void (*at_sync)(const char *path);
-static const char *at_sync_path;
+/* Somebody's deed, done once, while the next sync is made, or just before the next write. */
+static void (*at_sync)(const char *path), (*at_write)(const char *path);
+static const char *at_sync_path, *at_write_path;
 
 uint64_t __wrap_table_hash(struct table_key key, struct slice bytes) {
     return hashes_collide ? 7 : __real_table_hash(key, bytes);
@@ -154,7 +154,10 @@ static bool is_log(int fd) {
 }
 
 ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset) {
+    void (*deed)(const char *path) = is_log(fd) ? at_write : NULL;
     if (is_log(fd)) last_write_at = offset;
+    if (deed) at_write = NULL;
+    if (deed) deed(at_write_path);
     size_t n = allowed(PWRITE, size);
     return n ? __real_pwrite64(fd, bytes, n, offset) : -1;
 }
@@ -1687,6 +1690,54 @@ static void a_batch_in_a_stranger_is_not_acknowledged(void **state) {
     }
 }
 
+static void cut_end(const char *path) {
+    assert_int_equal(truncate(path, (off_t)read_log().n - 10), 0);
+}
+
+/* More than is compared of the beginning and the end together. */
+static void make_long_log(void) {
+    open_store();
+    for (char room[] = "a"; room[0] <= 'l'; room[0]++) {
+        must_set(room, "k");
+        must_commit();
+    }
+    assert_true(read_log().n > (size_t)(2 * LOG_TAIL_BYTES));
+}
+
+/* Between the look and the write: the batch then gives the log its size and its last bytes back. */
+static void a_batch_after_a_hole_is_not_acknowledged(void **state) {
+    (void)state;
+    char path[512], room[LOG_TAIL_BYTES + 1];
+    memset(room, 'r', sizeof room - 1);
+    room[sizeof room - 1] = '\0';
+    make_long_log();
+    snprintf(path, sizeof path, "%s", path_of(LOG_NAME));
+    at_write = cut_end;
+    at_write_path = path;
+    must_set(room, "k"); /* a line that is longer than what is compared of the end */
+    assert_false(commit().ok);
+    scene.lost_collected = true;
+    assert_lost("has been cut or overwritten");
+}
+
+/* As dd conv=notrunc does with a shorter log: size and end are as they were. */
+static void a_log_whose_beginning_is_overwritten_is_lost(void **state) {
+    (void)state;
+    for (int is_read = 0; is_read < 2; is_read++) {
+        empty_dir();
+        make_long_log();
+        if (is_read) { /* the beginning, at the start; otherwise it has grown with the batches */
+            assert_int_equal(close_store(), 0);
+            open_store();
+        }
+        overwrite(LOG_TAIL_BYTES - 1, SLICE("?"));
+        must_set("new", "k");
+        assert_false(commit().ok);
+        scene.lost_collected = true;
+        assert_lost("has been overwritten");
+    }
+}
+
 /* Without a set, a seal or a read. */
 static void a_log_at_rest_is_looked_at_too(void **state) {
     (void)state;
@@ -2285,6 +2336,8 @@ int main(void) {
         UNIT(a_record_of_another_room_is_not_taken_for_none),
         UNIT(a_batch_is_not_written_into_a_stranger),
         UNIT(a_batch_in_a_stranger_is_not_acknowledged),
+        UNIT(a_batch_after_a_hole_is_not_acknowledged),
+        UNIT(a_log_whose_beginning_is_overwritten_is_lost),
         UNIT(a_log_at_rest_is_looked_at_too),
         UNIT(a_stop_looks_once_more),
         UNIT(a_mark_without_a_log_is_refused),
