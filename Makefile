@@ -104,6 +104,10 @@ build/$(1)/tests/torture: $$(patsubst %,build/$(1)/%.o,tests/torture store log t
 build/$(1)/tests/faults: build/$(1)/tests/faults.o $$($(1)_OBJECTS)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_faults) $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
 
+# The whole server, which does not look whether its log is still its own.
+build/$(1)/tests/blind: build/$(1)/tests/blind.o $$($(1)_OBJECTS)
+	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$(WRAP_blind) $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
+
 # A log past 4 GiB, where 32 bits end; likewise.
 build/$(1)/tests/large_log: $$(patsubst %,build/$(1)/%.o,tests/large_log store log table text)
 	$$($(1)_CC) $$($(1)_CFLAGS) -pthread $$^ $$($(1)_LDFLAGS) $$(LDFLAGS) -o $$@
@@ -138,6 +142,7 @@ WRAP_faults      := $(call wrap,pwrite64 pread64 read fdatasync fsync ftruncate6
                     unlinkat unlink flock fstat64 lstat64 eventfd eventfd_write epoll_create1 epoll_ctl \
                     epoll_wait socket getsockopt setsockopt bind listen getsockname getpeername connect accept4 recv send \
                     shutdown write pthread_create getrandom malloc calloc realloc)
+WRAP_blind       := $(call wrap,log_find_change)
 WRAP_test_access_work := $(call wrap,sha256 table_hash table_find table_next)
 WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 open64 openat64 renameat unlinkat)
 WRAP_test_access := $(call wrap,malloc calloc realloc read getrandom table_hash)
@@ -233,18 +238,20 @@ tsan: build/tsan/tests/test_store build/tsan/roomkeyd $(BINARIES)
 	build/tsan/tests/test_store
 	$(call pytest,tsan) --ignore=tests/test_faults.py tests
 
-# What could lose a key: crash states, kills under load, failing calls, a log past 4 GiB. SECONDS= is the budget of
-# all but the last, SEED= repeats a run.
+# What could lose a key: crash states, kills under load, failing calls, what people do to the log of a
+# running server, a log past 4 GiB. SECONDS= is the budget of all but the last, SEED= repeats a run.
 torture: torture-timed torture-large
 
-torture-timed: build/release/tests/torture build/release/roomkeyd build/asan/tests/faults
+torture-timed: build/release/tests/torture build/release/roomkeyd build/asan/tests/faults build/release/tests/blind
 	@mkdir -p build/torture
-	@export SEED=$(SEED) ROOMKEYD=build/release/roomkeyd ROOMKEYD_FAULTS=build/asan/tests/faults; \
+	@export SEED=$(SEED) ROOMKEYD=build/release/roomkeyd ROOMKEYD_FAULTS=build/asan/tests/faults \
+	    ROOMKEYD_BLIND=build/release/tests/blind; \
 	part() { echo "$$3 $$4, $$2 s"; SECONDS=$$2 $$3 $$4 >build/torture/$$1.log 2>&1 || \
 	    { cat build/torture/$$1.log; exit 1; }; }; \
-	part 1 $$(($(SECONDS) / 2)) build/release/tests/torture && \
-	part 2 $$(($(SECONDS) / 4)) $(PYTHON) tests/torture.py && \
-	part 3 $$(($(SECONDS) / 4)) $(PYTHON) tests/faults.py
+	part 1 $$(($(SECONDS) * 3 / 8)) build/release/tests/torture && \
+	part 2 $$(($(SECONDS) * 3 / 16)) $(PYTHON) tests/torture.py && \
+	part 3 $$(($(SECONDS) * 3 / 16)) $(PYTHON) tests/faults.py && \
+	part 4 $$(($(SECONDS) / 4)) $(PYTHON) tests/torture_hands.py
 	@grep -h violations build/torture/*.log
 
 # As much of it as make test has time for: every state of a scripted life, and whether the checker of

@@ -420,11 +420,19 @@ static const char *head_fault_text(struct slice head) {
     return "its first line is not that of a log";
 }
 
+/* Whether a file begins, up to a NUL, as a log of a later version does. */
+static bool is_newer(const char *line) {
+    uint64_t version;
+    if (strncmp(line, LOG_MAGIC, sizeof LOG_MAGIC - 1) != 0) return false;
+    struct slice digits = {line + sizeof LOG_MAGIC - 1, strcspn(line + sizeof LOG_MAGIC - 1, "\n")};
+    return digits.p[digits.n] == '\n' && slice_number(digits, UINT64_MAX, &version) &&
+           version > LOG_VERSION;
+}
+
 /* Whether an open file is a log that this program understands. Returns 0 with *head_fault NULL, or
  * what is wrong with its first line; or -1 with the reason. */
 static int check_log(int fd, const char **head_fault, struct text_why why) {
     char line[64];
-    uint64_t version;
     struct stat status;
     *head_fault = NULL;
     if (fstat(fd, &status) < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
@@ -439,12 +447,8 @@ static int check_log(int fd, const char **head_fault, struct text_why why) {
                      "anew without any key ID, remove every file whose name begins with " LOG_NAME);
     line[n] = '\0';
     if (strncmp(line, LOG_FIRST_LINE, LOG_FIRST_LINE_BYTES) == 0) return 0;
-    const char *digits = line + sizeof LOG_MAGIC - 1;
-    if (strncmp(line, LOG_MAGIC, sizeof LOG_MAGIC - 1) == 0 &&
-        slice_number((struct slice){digits, strspn(digits, "0123456789")}, UINT64_MAX, &version) &&
-        version > LOG_VERSION)
-        return text_fail(why, LOG_NAME ": ", log_fault_text(LOG_NEWER));
-    *head_fault = head_fault_text((struct slice){line, (size_t)n});
+    *head_fault = is_newer(line) ? log_fault_text(LOG_NEWER)
+                                 : head_fault_text((struct slice){line, (size_t)n});
     return 0;
 }
 
@@ -480,9 +484,10 @@ int log_open(int dir_fd, struct text_why why) {
         return errno == ENOENT && find_witness(dir_fd, why) == 0 ? create_log(dir_fd, why) : -1;
     int result = check_log(fd, &head_fault, why);
     if (result == 0 && head_fault)
-        result = text_fail(why, LOG_NAME ": ", head_fault,
-                           "; nothing has been changed. Restore it "
-                           "from a copy, or see what check says and what check --salvage saves");
+        result = text_fail(why, LOG_NAME ": ", head_fault, "; nothing has been changed. ",
+                           head_fault == log_fault_text(LOG_NEWER) ? "If so, use that one. " : "",
+                           "Restore it from a copy, or see what check says and what check "
+                           "--salvage saves");
     if (result == 0) return fd;
     close(fd);
     return -1;

@@ -734,7 +734,7 @@ static bool may_take(const struct store *store) {
  * log: a while has passed, the log is lost and a note is due, or (*is_last) there will be no batch
  * any more. */
 static struct batch *wait_for_batch(struct store *store, bool *is_last) {
-    int64_t until_us = clock_us() + LOOK_AFTER_MS * 1000;
+    int64_t until_us = clock_us() + (int64_t)LOOK_AFTER_MS * 1000;
     struct timespec until = {(time_t)(until_us / 1000000), (long)(until_us % 1000000) * 1000};
     int timed_out = 0;
     pthread_mutex_lock(&store->lock);

@@ -216,18 +216,7 @@ static void replay(struct model *model) {
     uint64_t batch = 0;
     model->opens = false;
     model->is_looked_at = log.n > 0;
-    if (log.n < first.n || memcmp(log.p, first.p, first.n) != 0) {
-        struct slice magic = SLICE("roomkeyd keys.log "), digits = {"", 0};
-        uint64_t version = 0;
-        if (log.n >= magic.n && memcmp(log.p, magic.p, magic.n) == 0) {
-            digits.p = log.p + magic.n;
-            while (digits.n < log.n - magic.n && digits.n < 63 - magic.n &&
-                   digits.p[digits.n] >= '0' && digits.p[digits.n] <= '9')
-                digits.n++;
-        }
-        if (slice_number(digits, UINT64_MAX, &version) && version > 1) model->is_looked_at = false;
-        return;
-    }
+    if (log.n < first.n || memcmp(log.p, first.p, first.n) != 0) return;
     model->end = first.n;
     while (model->end < log.n && admit(model, &batch)) {
     }

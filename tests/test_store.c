@@ -998,12 +998,8 @@ static void change_byte(size_t at, char value) {
     bytes[at] = value;
     unsigned line = line_of(at);
     if (line == 0) {
-        const char *version = bytes + LOG_FIRST_LINE_BYTES - 2;
-        bool is_number = *version >= '0' && *version <= '9'; /* strtoul looks beyond a newline */
-        assert_refused(log,
-                       at >= LOG_FIRST_LINE_BYTES - 2 && is_number && strtoul(version, NULL, 10) > 1
-                           ? "newer"
-                           : "keys.log: its ");
+        bool is_later = at == LOG_FIRST_LINE_BYTES - 2 && value > '1' && value <= '9';
+        assert_refused(log, is_later ? "newer" : "keys.log: its ");
     } else if (at < sample.certified) {
         assert_damaged(log, sample.line_start[line]);
     } else {
