@@ -138,7 +138,7 @@ WRAP_faults      := $(call wrap,pwrite64 pread64 read fdatasync fsync ftruncate6
                     epoll_wait socket setsockopt bind listen getsockname getpeername connect accept4 recv send \
                     shutdown write pthread_create getrandom malloc calloc realloc)
 WRAP_test_access_work := $(call wrap,sha256 table_hash table_find table_next)
-WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 open64 openat64 renameat unlinkat)
+WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 openat64 renameat unlinkat)
 WRAP_test_access := $(call wrap,malloc calloc realloc read getrandom table_hash)
 
 # A static binary, for an empty root. With musl it is small; without it, it is what CC makes.
