@@ -63,9 +63,18 @@ static struct fault {
     int error;
     bool half_first; /* the first to fail does half of its work, as one that finds a disk full */
     bool fired;
+    void (*meanwhile)(void); /* done while the next use is under way; or NULL */
 } faults[CALLS];
 
-static void disarm(void) { memset(faults, 0, sizeof faults); }
+/* Which call was given which file, in their order, since the last disarm: "pwrite keys.log, fsync
+ * ." (the directory). A call that is given another descriptor does nothing for the file that was
+ * meant, and nothing that could be read back shows it. */
+static char journal[4096];
+
+static void disarm(void) {
+    memset(faults, 0, sizeof faults);
+    journal[0] = '\0';
+}
 
 static void arm(enum call call, unsigned first, unsigned last, int error) {
     faults[call] = (struct fault){.first = first, .last = last, .error = error};
@@ -74,7 +83,10 @@ static void arm(enum call call, unsigned first, unsigned last, int error) {
 static bool is_hit(struct fault *fault) {
     unsigned n = ++fault->made;
     bool hit = n >= fault->first && n <= fault->last;
+    void (*meanwhile)(void) = fault->meanwhile;
     fault->fired = fault->fired || hit;
+    fault->meanwhile = NULL;
+    if (meanwhile) meanwhile();
     return hit;
 }
 
@@ -131,11 +143,14 @@ uint64_t __wrap_table_hash(struct table_key key, struct slice bytes);
 static off_t last_write_at;
 static bool hashes_collide;
 
+static void note(const char *call, int fd);
+
 uint64_t __wrap_table_hash(struct table_key key, struct slice bytes) {
     return hashes_collide ? 7 : __real_table_hash(key, bytes);
 }
 
 ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset) {
+    note("pwrite", fd);
     last_write_at = offset;
     size_t n = allowed(PWRITE, size);
     return n ? __real_pwrite64(fd, bytes, n, offset) : -1;
@@ -147,16 +162,17 @@ ssize_t __wrap_pread64(int fd, void *bytes, size_t size, off_t offset) {
 }
 
 int __wrap_fdatasync(int fd) {
-    (void)fd;
+    note("fdatasync", fd);
     return fails(FDATASYNC) ? -1 : 0;
 }
 
 int __wrap_fsync(int fd) {
-    (void)fd;
+    note("fsync", fd);
     return fails(FSYNC) ? -1 : 0;
 }
 
 int __wrap_ftruncate64(int fd, off_t size) {
+    note("ftruncate", fd);
     return fails(FTRUNCATE) ? -1 : __real_ftruncate64(fd, size);
 }
 
@@ -232,6 +248,18 @@ static const char *path_of(const char *name) {
     static char path[512];
     snprintf(path, sizeof path, "%s/%s", scene.dir, name);
     return path;
+}
+
+/* Notes a call in the journal, with the name that its descriptor's file has now. */
+static void note(const char *call, int fd) {
+    char link[64], path[512];
+    size_t n = strlen(journal);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t size = readlink(link, path, sizeof path - 1);
+    path[size < 0 ? 0 : size] = '\0';
+    const char *slash = strrchr(path, '/'), *dir = strrchr(scene.dir, '/');
+    const char *name = !slash ? path : strcmp(slash, dir) == 0 ? "." : slash + 1;
+    snprintf(journal + n, sizeof journal - n, "%s%s %s", n > 0 ? ", " : "", call, name);
 }
 
 /* Removes what is in the directory; rmdir and unlink each fail on the other's kind. */
@@ -717,6 +745,63 @@ static void a_batch_is_one_write_and_one_sync(void **state) {
     must_commit();
     assert_int_equal(faults[PWRITE].made, 1);
     assert_int_equal(faults[FDATASYNC].made, 1);
+    assert_string_equal(journal, "pwrite keys.log, fdatasync keys.log");
+}
+
+/* A sync comes after the write that it is for, and each is of the log; so is the cut. */
+static void each_call_is_given_the_log(void **state) {
+    (void)state;
+    static const struct {
+        enum call call;
+        unsigned first;
+        int error;
+        const char *journal;
+    } rows[] = {
+        {PWRITE, 1, ENOSPC, "pwrite keys.log, ftruncate keys.log"},
+        {PWRITE, 2, ENOSPC, "pwrite keys.log, fdatasync keys.log"}, /* there is no second one */
+        {PWRITE, 1, EIO, "pwrite keys.log, ftruncate keys.log"},
+        {FDATASYNC, 1, EIO, "pwrite keys.log, fdatasync keys.log, ftruncate keys.log"},
+        {FDATASYNC, 1, EINTR, "pwrite keys.log, fdatasync keys.log, fdatasync keys.log"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        empty_dir();
+        open_store();
+        must_set("a", "k");
+        disarm();
+        arm(rows[i].call, rows[i].first, rows[i].first, rows[i].error);
+        commit();
+        assert_string_equal(journal, rows[i].journal);
+        disarm();
+        close_store();
+        said();
+    }
+    open_store();
+    must_set("sealed", "k");
+    must_commit();
+    disarm();
+    assert_int_equal(close_store(), 0);
+    assert_string_equal(journal, "pwrite keys.log"); /* the seal */
+}
+
+static void remove_log(void) { unlink(path_of(LOG_NAME)); }
+
+/* A look at its name that came before the sync would not see it go. */
+static void a_log_that_goes_during_a_batch_takes_it_along(void **state) {
+    (void)state;
+    static const enum call calls[] = {PWRITE, FDATASYNC};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        uint64_t ticket;
+        open_store();
+        must_set("a", "k");
+        faults[calls[i]].meanwhile = remove_log;
+        assert_false(commit().ok);
+        assert_true(faults[calls[i]].made > 0);
+        assert_string_not_equal(said(), "");
+        assert_true(store_has_failed(scene.store));
+        assert_int_equal(set("b", "k", &ticket), STORE_UNAVAILABLE);
+        assert_int_equal(close_store(), -1);
+        disarm();
+    }
 }
 
 #define MODEL_ROOMS 200
@@ -1946,6 +2031,8 @@ int main(void) {
         UNIT(rooms_of_one_hash_are_told_apart),
         UNIT(closing_commits_what_is_open),
         UNIT(a_batch_is_one_write_and_one_sync),
+        UNIT(each_call_is_given_the_log),
+        UNIT(a_log_that_goes_during_a_batch_takes_it_along),
         cmocka_unit_test_setup_teardown(random_runs_agree_with_the_model, seed_generator,
                                         tear_down),
         UNIT(a_log_may_be_longer_than_any_buffer),
