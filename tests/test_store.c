@@ -1871,6 +1871,40 @@ static void a_log_that_cannot_be_cut_is_not_written_to(void **state) {
     assert_key("c", NULL);
 }
 
+/* A start rests on all that it writes, syncs, names and cuts: if one of these fails, there is none,
+ * the reason is told, and a torn tail is where it was or in its file. What a start reads back would
+ * look the same. */
+static void a_start_of_which_anything_fails_is_none(void **state) {
+    (void)state;
+    static const enum call calls[] = {PWRITE, FDATASYNC, FSYNC, RENAMEAT, FTRUNCATE};
+    static const char *const tails[] = {NULL, "", "torn"}; /* of the log; NULL: there is none */
+    make_sample(false);
+    for (size_t i = 0; i < sizeof tails / sizeof *tails; i++)
+        for (size_t j = 0; j < sizeof calls / sizeof *calls; j++)
+            for (unsigned use = 1, is_open = 0; !is_open; use++) {
+                char log[sizeof sample.bytes + 8], torn[64];
+                size_t n = tails[i] ? strlen(tails[i]) : 0;
+                empty_dir();
+                memcpy(log, sample.bytes, sample.size);
+                memcpy(log + sample.size, tails[i] ? tails[i] : "", n);
+                if (tails[i]) write_log((struct slice){log, sample.size + n});
+                disarm();
+                arm(calls[j], use, use, EIO);
+                is_open = try_open();
+                assert_int_equal(is_open, !faults[calls[j]].fired);
+                disarm();
+                said();
+                if (is_open)
+                    close_store();
+                else
+                    assert_non_null(strstr(scene.why, strerror(EIO)));
+                if (n > 0 && read_log().n < sample.size + n) {
+                    snprintf(torn, sizeof torn, LOG_NAME ".torn-%zu", sample.size);
+                    assert_named_is(torn, slice_of(tails[i]));
+                }
+            }
+}
+
 /* ------------------------------------------------------------------------ every call fails once */
 
 #define RUN_ROOMS 8
@@ -2072,6 +2106,7 @@ int main(void) {
         UNIT(half_a_write_is_finished_or_cut_back),
         UNIT(a_failed_disk_refuses_until_it_is_opened_again),
         UNIT(a_log_that_cannot_be_cut_is_not_written_to),
+        UNIT(a_start_of_which_anything_fails_is_none),
         UNIT(any_call_may_fail_at_any_use),
     };
     return cmocka_run_group_tests_name("store", tests, NULL, NULL);
