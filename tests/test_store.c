@@ -1871,12 +1871,12 @@ static void a_log_that_cannot_be_cut_is_not_written_to(void **state) {
     assert_key("c", NULL);
 }
 
-/* A start rests on all that it writes, syncs, names and cuts: if one of these fails, there is none,
+/* A start rests on all that it locks, writes, syncs, names and cuts: if one of these fails, there is none,
  * the reason is told, and a torn tail is where it was or in its file. What a start reads back would
  * look the same. */
 static void a_start_of_which_anything_fails_is_none(void **state) {
     (void)state;
-    static const enum call calls[] = {PWRITE, FDATASYNC, FSYNC, RENAMEAT, FTRUNCATE};
+    static const enum call calls[] = {FLOCK, PWRITE, FDATASYNC, FSYNC, RENAMEAT, FTRUNCATE};
     static const char *const tails[] = {NULL, "", "torn"}; /* of the log; NULL: there is none */
     make_sample(false);
     for (size_t i = 0; i < sizeof tails / sizeof *tails; i++)
@@ -1889,7 +1889,8 @@ static void a_start_of_which_anything_fails_is_none(void **state) {
                 memcpy(log + sample.size, tails[i] ? tails[i] : "", n);
                 if (tails[i]) write_log((struct slice){log, sample.size + n});
                 disarm();
-                arm(calls[j], use, use, EIO);
+                int error = calls[j] == FLOCK ? ENOLCK : EIO;
+                arm(calls[j], use, use, error);
                 is_open = try_open();
                 assert_int_equal(is_open, !faults[calls[j]].fired);
                 disarm();
@@ -1897,7 +1898,7 @@ static void a_start_of_which_anything_fails_is_none(void **state) {
                 if (is_open)
                     close_store();
                 else
-                    assert_non_null(strstr(scene.why, strerror(EIO)));
+                    assert_non_null(strstr(scene.why, strerror(error)));
                 if (n > 0 && read_log().n < sample.size + n) {
                     snprintf(torn, sizeof torn, LOG_NAME ".torn-%zu", sample.size);
                     assert_named_is(torn, slice_of(tails[i]));
