@@ -161,9 +161,11 @@ def test_an_export_that_cannot_read_again_fails(data):
     assert (code, errors) == (1, f"roomkeyd: {data}: keys.log: {os.strerror(errno.EIO)}\n")
 
 
-@pytest.mark.parametrize("use", [1, 2], ids=["records", "seal"])
+@pytest.mark.parametrize("use", [
+    "pwrite64 1", "pwrite64 2", "fsync 1", "pwrite64 3", "fsync 2",
+], ids=["first line", "record", "both on disk", "seal", "all on disk"])
 def test_a_salvage_that_is_not_on_disk_is_removed(data, tmp_path, use):
     new = tmp_path / "new"
-    code, errors = run(f"fsync {use} 1 5", "check", "--data", data, "--salvage", new)
+    code, errors = run(f"{use} 1 5", "check", "--data", data, "--salvage", new)
     assert (code, errors) == (1, f"roomkeyd: {new}: {os.strerror(errno.EIO)}\n")
     assert not new.exists()
