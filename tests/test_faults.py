@@ -169,3 +169,13 @@ def test_a_salvage_that_is_not_on_disk_is_removed(data, tmp_path, use):
     code, errors = run(f"{use} 1 5", "check", "--data", data, "--salvage", new)
     assert (code, errors) == (1, f"roomkeyd: {new}: {os.strerror(errno.EIO)}\n")
     assert not new.exists()
+
+
+def test_what_a_killed_command_has_left_is_no_part_of_users(data):
+    """Where it cannot be removed, nothing is changed: its end would stand after what is new."""
+    before = (data / "users").read_bytes()
+    (data / "users.new").write_text("# left\n" * 1000)
+    code, errors = run(f"ftruncate64 1 1 {errno.EIO}", "user", "add", "--data", data, "carol")
+    assert (code, errors) == (
+        1, f"roomkeyd: {data}: cannot change users: {os.strerror(errno.EIO)}\n")
+    assert (data / "users").read_bytes() == before
