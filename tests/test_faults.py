@@ -179,3 +179,13 @@ def test_what_a_killed_command_has_left_is_no_part_of_users(data):
     assert (code, errors) == (
         1, f"roomkeyd: {data}: cannot change users: {os.strerror(errno.EIO)}\n")
     assert (data / "users").read_bytes() == before
+
+
+def test_an_import_fails_when_the_disk_does_at_its_very_end(data):
+    """All is counted by then; the seal remains."""
+    log = data / "keys.log"
+    first, record, _ = log.read_bytes().splitlines(True)
+    log.write_bytes(first + record)
+    code, errors = run(f"pwrite64 2 1 {errno.EIO}", "import", "--data", data)
+    assert code == 1
+    assert errors.startswith(f"roomkeyd: keys.log: write: {os.strerror(errno.EIO)}: ")

@@ -23,12 +23,12 @@ NOBODY = 65534
 DIRECTORY = "data"
 LOG, BIRTH = "keys.log", "keys.log.new"
 TRACED = ("open,openat,flock,pread64,pwrite64,write,writev,fsync,fdatasync,ftruncate,fchown,fchmod,"
-          "rename,renameat,renameat2,unlinkat,bind,listen,sendto")
+          "rename,renameat,renameat2,unlink,unlinkat,close,bind,listen,sendto")
 
 # The same call under the names that libcs and processors have for it.
 ONE_NAME = {"open": "openat", "rename": "renameat", "renameat2": "renameat", "writev": "write",
             "pread64": "pread", "pwrite64": "pwrite", "ftruncate64": "ftruncate",
-            "fchown32": "fchown"}
+            "fchown32": "fchown", "unlink": "unlinkat"}
 NAMING = ("openat", "renameat", "unlinkat")  # the last name among its arguments is what it makes
 
 BOTH = pytest.mark.parametrize("variable", ["ROOMKEYD_RELEASE", "ROOMKEYD_STATIC"])
@@ -134,12 +134,12 @@ def _data(tmp_path):
     return data
 
 
-def run(trace, variable, *arguments, data, text=""):
+def run(trace, variable, *arguments, data, text="", code=0):
     """A command, to its end: its calls."""
     done = subprocess.run(
         [*trace.wrapper, binary(variable), *map(str, arguments), "--data", str(data)], input=text,
         capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr == "") == (code, code == 0), done
     return trace.calls()
 
 
@@ -249,7 +249,19 @@ def test_a_user_is_added(data, tmp_path, variable):
         Step("fsync", DIRECTORY),
     ])
     none_before(calls, done[-1], PRINTED)
+    assert not any(call.name == "unlinkat" for call in calls), "it may be the next one's by then"
     assert (data / "users").read_text().startswith(USERS)
+
+
+@BOTH
+def test_a_user_is_not_added(data, tmp_path, variable):
+    """NAME.new is its own lock: it has to be gone before somebody who waits for it can have it."""
+    (data / "users").write_text("broken\n")
+    trace = Trace(tmp_path / "trace")
+    calls = run(trace, variable, "user", "add", "carol", data=data, code=1)
+    gone = follow(calls, [Step("flock", "users.new", "LOCK_EX$"), Step("unlinkat", "users.new")])
+    none_before(calls, gone[-1], Step("flock", "users.new", "LOCK_UN"), Step("close", "users.new"))
+    assert (data / "users").read_text() == "broken\n"
 
 
 @BOTH
