@@ -13,6 +13,7 @@ returned, and only after that may the next one begin. What comes between them is
 import dataclasses
 import os
 import re
+import socket
 import subprocess
 
 import pytest
@@ -312,3 +313,13 @@ def test_a_salvage(serve, data, tmp_path, variable):
         Step("fsync", "saved"),
     ])
     none_before(calls, done[-1], Step("write", "", "^1<.*saved: "))
+
+
+def test_a_server_that_stops_removes_no_socket_but_its_own(serve, tmp_path):
+    path = tmp_path / "socket"
+    server = serve(listen=(f"unix:{path}",))
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        server.stop()
+        assert path.is_socket()
