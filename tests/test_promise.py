@@ -315,9 +315,10 @@ def test_a_salvage(serve, data, tmp_path, variable):
     none_before(calls, done[-1], Step("write", "", "^1<.*saved: "))
 
 
-def test_a_server_that_stops_removes_no_socket_but_its_own(serve, tmp_path):
+@BOTH
+def test_a_server_that_stops_removes_no_socket_but_its_own(serve, tmp_path, variable):
     path = tmp_path / "socket"
-    server = serve(listen=(f"unix:{path}",))
+    server = serve(listen=(f"unix:{path}",), program=binary(variable))
     path.unlink()
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
