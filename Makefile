@@ -144,7 +144,7 @@ WRAP_faults      := $(call wrap,pwrite64 pread64 read fdatasync fsync ftruncate6
                     shutdown write pthread_create getrandom malloc calloc realloc)
 WRAP_blind       := $(call wrap,log_find_change)
 WRAP_test_access_work := $(call wrap,sha256 table_hash table_find table_next)
-WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 open64 openat64 renameat unlinkat)
+WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 openat64 renameat unlinkat)
 WRAP_test_access := $(call wrap,malloc calloc realloc read getrandom table_hash)
 
 # A static binary, for an empty root. With musl it is small; without it, it is what CC makes.

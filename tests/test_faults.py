@@ -195,9 +195,31 @@ def test_an_export_that_cannot_read_again_fails(data):
     assert (code, errors) == (1, f"roomkeyd: {data}: keys.log: {os.strerror(errno.EIO)}\n")
 
 
-@pytest.mark.parametrize("use", [1, 2], ids=["records", "seal"])
+@pytest.mark.parametrize("use", [
+    "pwrite64 1", "pwrite64 2", "fsync 1", "pwrite64 3", "fsync 2",
+], ids=["first line", "record", "both on disk", "seal", "all on disk"])
 def test_a_salvage_that_is_not_on_disk_is_removed(data, tmp_path, use):
     new = tmp_path / "new"
-    code, errors = run(f"fsync {use} 1 5", "check", "--data", data, "--salvage", new)
+    code, errors = run(f"{use} 1 5", "check", "--data", data, "--salvage", new)
     assert (code, errors) == (1, f"roomkeyd: {new}: {os.strerror(errno.EIO)}\n")
     assert not new.exists()
+
+
+def test_what_a_killed_command_has_left_is_no_part_of_users(data):
+    """Where it cannot be removed, nothing is changed: its end would stand after what is new."""
+    before = (data / "users").read_bytes()
+    (data / "users.new").write_text("# left\n" * 1000)
+    code, errors = run(f"ftruncate64 1 1 {errno.EIO}", "user", "add", "--data", data, "carol")
+    assert (code, errors) == (
+        1, f"roomkeyd: {data}: cannot change users: {os.strerror(errno.EIO)}\n")
+    assert (data / "users").read_bytes() == before
+
+
+def test_an_import_fails_when_the_disk_does_at_its_very_end(data):
+    """All is counted by then; the seal remains."""
+    log = data / "keys.log"
+    first, record, _ = log.read_bytes().splitlines(True)
+    log.write_bytes(first + record)
+    code, errors = run(f"pwrite64 2 1 {errno.EIO}", "import", "--data", data)
+    assert code == 1
+    assert errors.startswith(f"roomkeyd: keys.log: write: {os.strerror(errno.EIO)}: ")

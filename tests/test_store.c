@@ -63,9 +63,18 @@ static struct fault {
     int error;
     bool half_first; /* the first to fail does half of its work, as one that finds a disk full */
     bool fired;
+    void (*meanwhile)(void); /* done while the next use is under way; or NULL */
 } faults[CALLS];
 
-static void disarm(void) { memset(faults, 0, sizeof faults); }
+/* Which call was given which file, in their order, since the last disarm: "pwrite keys.log, fsync
+ * ." (the directory). A call that is given another descriptor does nothing for the file that was
+ * meant, and nothing that could be read back shows it. */
+static char journal[4096];
+
+static void disarm(void) {
+    memset(faults, 0, sizeof faults);
+    journal[0] = '\0';
+}
 
 static void arm(enum call call, unsigned first, unsigned last, int error) {
     faults[call] = (struct fault){.first = first, .last = last, .error = error};
@@ -77,8 +86,11 @@ static bool is_hit(struct fault *fault) {
     pthread_mutex_lock(&lock);
     unsigned n = ++fault->made;
     bool hit = n >= fault->first && n <= fault->last;
+    void (*meanwhile)(void) = fault->meanwhile;
     fault->fired = fault->fired || hit;
+    fault->meanwhile = NULL;
     pthread_mutex_unlock(&lock);
+    if (meanwhile) meanwhile();
     return hit;
 }
 
@@ -144,6 +156,8 @@ static int look_error;            /* of such a look; 0: none */
 static void (*at_sync)(const char *path), (*at_write)(const char *path);
 static const char *at_sync_path, *at_write_path;
 
+static void note(const char *call, int fd);
+
 uint64_t __wrap_table_hash(struct table_key key, struct slice bytes) {
     return hashes_collide ? 7 : __real_table_hash(key, bytes);
 }
@@ -159,6 +173,7 @@ static bool is_log(int fd) {
 
 ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset) {
     void (*deed)(const char *path) = is_log(fd) ? at_write : NULL;
+    note("pwrite", fd);
     if (is_log(fd)) {
         before_last_write_at = last_write_at;
         last_write_at = offset;
@@ -186,19 +201,20 @@ int __wrap_fstatat64(int dir, const char *name, struct stat *status, int flags) 
 }
 
 int __wrap_fdatasync(int fd) {
-    (void)fd;
     void (*deed)(const char *path) = at_sync;
+    note("fdatasync", fd);
     at_sync = NULL;
     if (deed) deed(at_sync_path);
     return fails(FDATASYNC) ? -1 : 0;
 }
 
 int __wrap_fsync(int fd) {
-    (void)fd;
+    note("fsync", fd);
     return fails(FSYNC) ? -1 : 0;
 }
 
 int __wrap_ftruncate64(int fd, off_t size) {
+    note("ftruncate", fd);
     return fails(FTRUNCATE) ? -1 : __real_ftruncate64(fd, size);
 }
 
@@ -277,6 +293,18 @@ static const char *path_of(const char *name) {
     static char path[512];
     snprintf(path, sizeof path, "%s/%s", scene.dir, name);
     return path;
+}
+
+/* Notes a call in the journal, with the name that its descriptor's file has now. */
+static void note(const char *call, int fd) {
+    char link[64], path[512];
+    size_t n = strlen(journal);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t size = readlink(link, path, sizeof path - 1);
+    path[size < 0 ? 0 : size] = '\0';
+    const char *slash = strrchr(path, '/'), *dir = strrchr(scene.dir, '/');
+    const char *name = !slash ? path : strcmp(slash, dir) == 0 ? "." : slash + 1;
+    snprintf(journal + n, sizeof journal - n, "%s%s %s", n > 0 ? ", " : "", call, name);
 }
 
 /* Removes what is in the directory; rmdir and unlink each fail on the other's kind. */
@@ -784,6 +812,47 @@ static void a_batch_is_one_write_and_one_sync(void **state) {
     must_commit();
     assert_int_equal(faults[PWRITE].made, 1);
     assert_int_equal(faults[FDATASYNC].made, 1);
+    assert_string_equal(journal, "pwrite keys.log, fdatasync keys.log");
+}
+
+/* A sync comes after the write that it is for, and each is of the log; so is the cut. */
+static void each_call_is_given_the_log(void **state) {
+    (void)state;
+    static const struct {
+        int write, sync, cut; /* the errors of the first of each, or 0 */
+        const char *journal;
+        bool is_for_good;
+    } rows[] = {
+        {0, 0, 0, "pwrite keys.log, fdatasync keys.log", false},
+        {0, EINTR, 0, "pwrite keys.log, fdatasync keys.log, fdatasync keys.log", false},
+        {0, EIO, 0, "pwrite keys.log, fdatasync keys.log, ftruncate keys.log", true},
+        {EIO, 0, 0, "pwrite keys.log, ftruncate keys.log", true},
+        {ENOSPC, 0, 0, "pwrite keys.log, ftruncate keys.log", false},
+        {ENOSPC, 0, EINTR, "pwrite keys.log, ftruncate keys.log, ftruncate keys.log", false},
+        {ENOSPC, 0, EIO, "pwrite keys.log, ftruncate keys.log", true},
+        {ENOSPC, 0, EPERM, "pwrite keys.log, ftruncate keys.log", true},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        open_store();
+        must_set("a", "k");
+        disarm();
+        if (rows[i].write) arm(PWRITE, 1, 1, rows[i].write);
+        if (rows[i].sync) arm(FDATASYNC, 1, 1, rows[i].sync);
+        if (rows[i].cut) arm(FTRUNCATE, 1, 1, rows[i].cut);
+        commit();
+        assert_string_equal(journal, rows[i].journal);
+        assert_int_equal(store_has_failed(scene.store), rows[i].is_for_good);
+        disarm();
+        close_store();
+        empty_dir();
+        said();
+    }
+    open_store();
+    must_set("sealed", "k");
+    must_commit();
+    disarm();
+    assert_int_equal(close_store(), 0);
+    assert_string_equal(journal, "pwrite keys.log"); /* the seal */
 }
 
 #define MODEL_ROOMS 200
@@ -2358,6 +2427,74 @@ static void a_log_that_cannot_be_cut_is_not_written_to(void **state) {
     assert_key("c", NULL);
 }
 
+/* A start rests on all that it locks, writes, syncs, names and cuts: if one of these fails, there is none,
+ * the reason is told, and a torn tail is where it was or in its file. What a start reads back would
+ * look the same. */
+static void a_start_of_which_anything_fails_is_none(void **state) {
+    (void)state;
+    static const enum call calls[] = {FLOCK, PWRITE, FDATASYNC, FSYNC, RENAMEAT, FTRUNCATE};
+    static const char *const tails[] = {NULL, "", "torn"}; /* of the log; NULL: there is none */
+    make_sample(false);
+    for (size_t i = 0; i < sizeof tails / sizeof *tails; i++)
+        for (size_t j = 0; j < sizeof calls / sizeof *calls; j++)
+            for (unsigned use = 1, is_open = 0; !is_open; use++) {
+                char log[sizeof sample.bytes + 8], torn[64];
+                size_t n = tails[i] ? strlen(tails[i]) : 0;
+                empty_dir();
+                memcpy(log, sample.bytes, sample.size);
+                memcpy(log + sample.size, tails[i] ? tails[i] : "", n);
+                if (tails[i]) write_log((struct slice){log, sample.size + n});
+                disarm();
+                int error = calls[j] == FLOCK ? ENOLCK : calls[j] == FTRUNCATE ? EPERM : EIO;
+                arm(calls[j], use, use, error);
+                is_open = try_open();
+                assert_int_equal(is_open, !faults[calls[j]].fired);
+                disarm();
+                said();
+                if (is_open)
+                    close_store();
+                else
+                    assert_non_null(strstr(scene.why, strerror(error)));
+                if (n > 0 && read_log().n < sample.size + n) {
+                    snprintf(torn, sizeof torn, LOG_NAME ".torn-%zu", sample.size);
+                    assert_named_is(torn, slice_of(tails[i]));
+                }
+            }
+}
+
+static unsigned reads_before; /* the log becomes shorter */
+
+static void shorten_later(void) {
+    if (reads_before-- > 0)
+        faults[PREAD].meanwhile = shorten_later;
+    else
+        assert_int_equal(truncate(path_of(LOG_NAME), (off_t)LOG_FIRST_LINE_BYTES), 0);
+}
+
+/* Nobody who keeps to the locks does that: a start sees it or not, and has a reason if it does. */
+static void a_log_that_becomes_shorter_during_a_start(void **state) {
+    (void)state;
+    unsigned refused = 0;
+    bool was_shortened = true;
+    make_sample(false);
+    for (unsigned reads = 1; was_shortened; reads++) {
+        empty_dir();
+        write_log((struct slice){sample.bytes, sample.size});
+        disarm();
+        reads_before = reads - 1;
+        faults[PREAD].meanwhile = shorten_later;
+        bool is_open = try_open();
+        was_shortened = faults[PREAD].made >= reads;
+        if (is_open) close_store();
+        refused += !is_open;
+        assert_null(strstr(scene.why, strerror(0)));
+        assert_true(is_open || strstr(scene.why, strerror(EIO)) ||
+                    strstr(scene.why, ", while it was read"));
+    }
+    assert_true(refused > 0);
+    said();
+}
+
 /* ------------------------------------------------------------------------ every call fails once */
 
 #define RUN_ROOMS 8
@@ -2518,6 +2655,7 @@ int main(void) {
         UNIT(rooms_of_one_hash_are_told_apart),
         UNIT(closing_commits_what_is_open),
         UNIT(a_batch_is_one_write_and_one_sync),
+        UNIT(each_call_is_given_the_log),
         cmocka_unit_test_setup_teardown(random_runs_agree_with_the_model, seed_generator,
                                         tear_down),
         UNIT(a_log_may_be_longer_than_any_buffer),
@@ -2572,6 +2710,8 @@ int main(void) {
         UNIT(half_a_write_is_finished_or_cut_back),
         UNIT(a_failed_disk_refuses_until_it_is_opened_again),
         UNIT(a_log_that_cannot_be_cut_is_not_written_to),
+        UNIT(a_start_of_which_anything_fails_is_none),
+        UNIT(a_log_that_becomes_shorter_during_a_start),
         UNIT(any_call_may_fail_at_any_use),
     };
     return cmocka_run_group_tests_name("store", tests, NULL, NULL);

@@ -31,6 +31,7 @@
 #include "log.h"
 #include "store.h"
 
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -40,6 +41,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -123,6 +125,7 @@ static struct {
     uint64_t seed, random, life_number;
     int64_t end_ms;
     char dir[256];
+    int dir_fd;             /* the program's own */
     FILE *out, *complaints; /* the program's own, since the store's go nowhere */
     int epoll_fd;
 
@@ -134,8 +137,7 @@ static struct {
     struct life *life;
     struct disk now;
     struct hopes hopes;
-    unsigned name_of[1024]; /* fd -> name + 1, of files in the directory; NAMES + 1: itself */
-    ssize_t space;          /* bytes until the disk is full; -1: never */
+    ssize_t space; /* bytes until the disk is full; -1: never */
     bool fail_sync, fail_cut, has_cut;
 
     uint64_t *seen;
@@ -374,6 +376,7 @@ static bool is_all_durable(const struct disk *disk) {
 /* Adds an op to the life and does it to the model. */
 static void record(struct op op) {
     struct life *life = torture.life;
+    assert(op.name < NAMES);
     if (!life) return;
     pthread_mutex_lock(&torture.lock);
     if (life->op_count == OPS || life->data_size + op.size > DATA_BYTES) give_up("a longer life");
@@ -389,16 +392,24 @@ static void record(struct op op) {
     pthread_mutex_unlock(&torture.lock);
 }
 
-static unsigned name_of_fd(int fd) {
-    if ((size_t)fd >= sizeof torture.name_of / sizeof *torture.name_of || torture.name_of[fd] == 0)
-        give_up("a call with a descriptor of nobody's");
-    return torture.name_of[fd] - 1;
+#define DIRECTORY NAMES /* in the place of a name */
+
+static bool is_same_file(const struct stat *a, const struct stat *b) {
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-static int remember_fd(int fd, unsigned name) {
-    if (fd >= (int)(sizeof torture.name_of / sizeof *torture.name_of)) give_up("a descriptor more");
-    if (fd >= 0) torture.name_of[fd] = name + 1;
-    return fd;
+/* What a descriptor is: DIRECTORY, or the name that its file has there now. The file decides, not
+ * the number: a call that is given another descriptor does nothing for the file that was meant. */
+static unsigned name_of_fd(int fd) {
+    struct stat file, other;
+    if (fstat(fd, &file) == 0 && fstat(torture.dir_fd, &other) == 0) {
+        if (is_same_file(&file, &other)) return DIRECTORY;
+        for (unsigned i = 0; i < torture.now.name_count; i++)
+            if (fstatat(torture.dir_fd, torture.now.names[i], &other, AT_SYMLINK_NOFOLLOW) == 0 &&
+                is_same_file(&file, &other))
+                return i;
+    }
+    violation("a call is given descriptor %d, which is nothing in the directory", fd);
 }
 
 ssize_t __real_pwrite64(int fd, const void *bytes, size_t size, off_t offset);
@@ -407,8 +418,6 @@ int __wrap_fdatasync(int fd);
 int __wrap_fsync(int fd);
 int __real_ftruncate64(int fd, off_t size);
 int __wrap_ftruncate64(int fd, off_t size);
-int __real_open64(const char *path, int flags, ...);
-int __wrap_open64(const char *path, int flags, ...);
 int __real_openat64(int dir, const char *path, int flags, ...);
 int __wrap_openat64(int dir, const char *path, int flags, ...);
 int __real_renameat(int from_dir, const char *from, int to_dir, const char *to);
@@ -433,17 +442,20 @@ ssize_t __wrap_pwrite64(int fd, const void *bytes, size_t size, off_t offset) {
     return n;
 }
 
+/* Of the directory it changes nothing: it brings data to disk, and names are no data of a file. */
 int __wrap_fdatasync(int fd) {
+    unsigned name = name_of_fd(fd);
     enum op_kind kind = torture.fail_sync ? FAILED_SYNC : SYNC;
     torture.fail_sync = false;
-    record((struct op){.kind = kind, .name = name_of_fd(fd)});
+    if (name != DIRECTORY) record((struct op){.kind = kind, .name = name});
     errno = EIO;
     return kind == SYNC ? 0 : -1;
 }
 
 int __wrap_fsync(int fd) {
     unsigned name = name_of_fd(fd);
-    record((struct op){.kind = name == NAMES ? SYNC_DIR : SYNC, .name = name == NAMES ? 0 : name});
+    record(name == DIRECTORY ? (struct op){.kind = SYNC_DIR}
+                             : (struct op){.kind = SYNC, .name = name});
     return 0;
 }
 
@@ -459,16 +471,11 @@ int __wrap_ftruncate64(int fd, off_t size) {
     return 0;
 }
 
-int __wrap_open64(const char *path, int flags, ...) {
-    return remember_fd(__real_open64(path, flags, 0600), NAMES);
-}
-
 int __wrap_openat64(int dir, const char *path, int flags, ...) {
     int fd = __real_openat64(dir, path, flags, 0600);
     /* To list the directory changes nothing. */
     if (fd < 0 || strncmp(path, LOG_NAME, sizeof LOG_NAME - 1) != 0) return fd;
     unsigned name = name_index(&torture.now, path);
-    remember_fd(fd, name);
     if (!torture.now.shown[name]) record((struct op){.kind = CREATE, .name = name});
     return fd;
 }
@@ -476,8 +483,6 @@ int __wrap_openat64(int dir, const char *path, int flags, ...) {
 int __wrap_renameat(int from_dir, const char *from, int to_dir, const char *to) {
     if (__real_renameat(from_dir, from, to_dir, to) < 0) give_up("renameat");
     unsigned old = name_index(&torture.now, from), new = name_index(&torture.now, to);
-    for (size_t fd = 0; fd < sizeof torture.name_of / sizeof *torture.name_of; fd++)
-        if (torture.name_of[fd] == old + 1) remember_fd((int)fd, new); /* it is that file's still */
     record((struct op){.kind = RENAME, .name = old, .other = new});
     return 0;
 }
@@ -542,7 +547,7 @@ static void check_log(const bool is_set[ROOMS]) {
     char path[512], id[ID_MAX_BYTES], escaped[LOG_ESCAPED_MAX_BYTES];
     unsigned records = 0, rooms = 0;
     snprintf(path, sizeof path, "%s/%s", torture.dir, LOG_NAME);
-    int fd = __real_open64(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : log_read_at(fd, bytes, FILE_BYTES, 0);
     if (n < 0) give_up(path);
     close(fd);
@@ -707,7 +712,7 @@ static void write_files(const struct disk *disk) {
     for (unsigned i = 0; i < disk->name_count; i++) {
         if (!disk->shown[i]) continue;
         snprintf(path, sizeof path, "%s/%s", torture.dir, disk->names[i]);
-        int fd = __real_open64(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
         size_t size = disk->shown[i]->size;
         if (fd < 0 || __real_pwrite64(fd, disk->shown[i]->bytes, size, 0) != (ssize_t)size)
             give_up(path);
@@ -1179,7 +1184,7 @@ static unsigned check_starts(void) {
     run_close(&run);
     check_start("Wl Sl D");
     snprintf(path, sizeof path, "%s/%s", torture.dir, LOG_NAME);
-    int fd = __real_open64(path, O_WRONLY | O_CLOEXEC);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
     struct file *log = torture.now.shown[0];
     struct op torn = {.kind = WRITE, .name = 0, .offset = log->size, .size = 4, .data = "torn"};
     if (__real_pwrite64(fd, "torn", 4, (off_t)log->size) != 4) give_up(path);
@@ -1214,6 +1219,8 @@ static void set_up(void) {
     if (!torture.complaints || torture.epoll_fd < 0 || !torture.seen || !mkdtemp(torture.dir) ||
         !freopen("/dev/null", "w", stderr))
         give_up("setting up");
+    torture.dir_fd = open(torture.dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (torture.dir_fd < 0) give_up(torture.dir);
 }
 
 int main(void) {
