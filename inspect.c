@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -58,6 +59,25 @@ static int salvage_record(void *context, const struct store_record *record, uint
     return write_line(context, &line);
 }
 
+/* Makes the name of a new file durable. Returns 0, or -1 with errno set. */
+static int sync_directory_of(const char *path) {
+    char dir[PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    size_t n = slash ? (size_t)(slash - path) + 1 : 0;
+    if (n >= sizeof dir) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(dir, n > 0 ? path : ".", n > 0 ? n : 1);
+    dir[n > 0 ? n : 1] = '\0';
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    int result = log_sync_all(fd), error = errno;
+    close(fd);
+    errno = error;
+    return result;
+}
+
 /* Writes a log's valid records to a new one. Returns 0, or -1, reported, and nothing is left. */
 static int salvage_log(const struct options *options) {
     char why[WHY_BYTES];
@@ -71,6 +91,7 @@ static int salvage_log(const struct options *options) {
     struct log_line seal = {.batch = salvage.size, .is_seal = true}; /* of what is on disk now */
     if (result == 0) result = write_line(&salvage, &seal);
     if (result == 0) result = note_error(&salvage, log_sync_all(fd));
+    if (result == 0) result = note_error(&salvage, sync_directory_of(options->salvage));
     close(fd);
     if (salvage.error) text_join(why, sizeof why, options->salvage, ": ", strerror(salvage.error));
     if (result == 0)
