@@ -10,6 +10,7 @@
  * equal.
  */
 #include "log.h"
+#include "accel.h"
 
 #include <assert.h>
 #include <dirent.h>
@@ -23,25 +24,9 @@
 #define LOG_MAGIC   "roomkeyd keys.log "
 #define LOG_VERSION 1
 
-#if defined(__x86_64__) && !defined(PORTABLE)
-__attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(struct slice bytes) {
-    uint64_t crc = 0xFFFFFFFF;
-    for (; bytes.n >= 8; bytes.p += 8, bytes.n -= 8) {
-        uint64_t word;
-        memcpy(&word, bytes.p, 8);
-        crc = __builtin_ia32_crc32di(crc, word);
-    }
-    for (; bytes.n > 0; bytes.p++, bytes.n--)
-        crc = __builtin_ia32_crc32qi((uint32_t)crc, (unsigned char)*bytes.p);
-    return ~(uint32_t)crc;
-}
-#endif
-
 /* CRC-32C (Castagnoli): the reflected polynomial 0x82F63B78, as in RFC 3720, appendix B.4. */
 static uint32_t crc32c(struct slice bytes) {
-#if defined(__x86_64__) && !defined(PORTABLE)
-    if (__builtin_cpu_supports("sse4.2")) return crc32c_sse42(bytes);
-#endif
+    if (accel_has_crc32c()) return accel_crc32c(bytes);
     static const uint32_t nibble[16] = {0x00000000, 0x105EC76F, 0x20BD8EDE, 0x30E349B1,
                                         0x417B1DBC, 0x5125DAD3, 0x61C69362, 0x7198540D,
                                         0x82F63B78, 0x92A8FC17, 0xA24BB5A6, 0xB21572C9,

@@ -6,15 +6,15 @@
  *                              |                                   |
  *     state  H(0) -> compress -+-> ... -> compress ----------------+-> digest, big-endian
  *
- * An auth token has 43 bytes and is one block. Everything specific to a processor is in compress():
+ * An auth token has 43 bytes and is one block. The work is in compress():
  * 64 rounds of additions, rotations and logic, with no branch and no table look-up that depends on
- * the data, so that the time taken says nothing about it. It is there twice: in portable C, and
- * with the SHA extensions of x86 where the processor has them: for a token, in less than half the
- * time.
+ * the data, so that the time taken says nothing about it. Where the processor has instructions for
+ * that, accel.h takes its place.
  *
  * The names of the standard's functions and variables are kept: Ch, Maj, the four sigmas, a to h.
  */
 #include "sha256.h"
+#include "accel.h"
 
 #include <endian.h>
 #include <stdint.h>
@@ -36,49 +36,12 @@ static const uint32_t K[64] = {
 
 static uint32_t rotr(uint32_t x, unsigned bits) { return x >> bits | x << (32 - bits); }
 
-/* Only gcc, since clang 14 cannot be asked whether the processor has them. */
-#if defined(__x86_64__) && !defined(__clang__) && !defined(PORTABLE)
-#include <immintrin.h>
-#define WITH_EXTENSIONS 1
-
-/* Four rounds a turn. The instructions want the state as ABEF and CDGH, high word first, and W as a
- * window of sixteen words, four to a register. */
-__attribute__((target("sha,sse4.1"))) static void
-compress_extended(uint32_t H[8], const unsigned char *block, size_t count) {
-    const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
-    __m128i ABEF = _mm_set_epi32((int)H[0], (int)H[1], (int)H[4], (int)H[5]);
-    __m128i CDGH = _mm_set_epi32((int)H[2], (int)H[3], (int)H[6], (int)H[7]);
-    for (; count > 0; count--, block += BLOCK_BYTES) {
-        __m128i ABEF_before = ABEF, CDGH_before = CDGH, W[4];
-        for (int i = 0; i < 4; i++)
-            W[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)block + i), big_endian);
-        for (int t = 0; t < 64; t += 4) {
-            __m128i KW = _mm_add_epi32(W[0], _mm_loadu_si128((const __m128i *)(K + t)));
-            CDGH = _mm_sha256rnds2_epu32(CDGH, ABEF, KW);
-            ABEF = _mm_sha256rnds2_epu32(ABEF, CDGH, _mm_shuffle_epi32(KW, 0x0e));
-            __m128i sum =
-                _mm_add_epi32(_mm_sha256msg1_epu32(W[0], W[1]), _mm_alignr_epi8(W[3], W[2], 4));
-            W[0] = W[1], W[1] = W[2], W[2] = W[3];
-            W[3] = _mm_sha256msg2_epu32(sum, W[3]);
-        }
-        ABEF = _mm_add_epi32(ABEF, ABEF_before);
-        CDGH = _mm_add_epi32(CDGH, CDGH_before);
-    }
-    ABEF = _mm_shuffle_epi32(ABEF, 0x1b); /* low word first */
-    CDGH = _mm_shuffle_epi32(CDGH, 0x1b);
-    _mm_storeu_si128((__m128i *)H, _mm_unpacklo_epi64(ABEF, CDGH));
-    _mm_storeu_si128((__m128i *)(H + 4), _mm_unpackhi_epi64(ABEF, CDGH));
-}
-#endif
-
 /* Takes count whole blocks into the state H. */
 static void compress(uint32_t H[8], const unsigned char *block, size_t count) {
-#if defined(WITH_EXTENSIONS)
-    if (__builtin_cpu_supports("sha")) {
-        compress_extended(H, block, count);
+    if (accel_has_sha256()) {
+        accel_sha256(H, K, block, count);
         return;
     }
-#endif
     for (; count > 0; count--, block += BLOCK_BYTES) {
         uint32_t W[64];
         memcpy(W, block, BLOCK_BYTES);
