@@ -211,31 +211,29 @@ const char *access_mistake(struct slice id) {
 
 /* ---- tokens ---- */
 
-/* Of eight numbers below 64, a byte each: 1 where a number is past limit, 0 elsewhere. */
-static uint64_t past(uint64_t x, unsigned limit) {
-    return (x + EIGHT(127 - limit)) >> 7 & EIGHT(1);
-}
+/* All ones if a six-bit number is past a limit, otherwise 0. */
+static unsigned past(unsigned x, unsigned limit) { return (limit - x) >> 16; }
 
-/* The standard alphabet (RFC 4648, section 4) as arithmetic: a table would be indexed by the
- * secret, and a cache remembers which of its lines were touched. Eight at a time, none of which
- * carries into its neighbour: no sum leaves a byte. */
-static uint64_t base64_chars(uint64_t x) {
-    return x + EIGHT('A') + past(x, 25) * ('a' - 'Z' - 1) - past(x, 51) * ('z' + 1 - '0') -
-           past(x, 61) * ('9' + 1 - '+') + past(x, 62) * ('/' - '+' - 1);
+/* The character for a six-bit number in the standard alphabet (RFC 4648, section 4), by arithmetic: a
+ * table would be indexed by the secret, and a cache remembers which of its lines were touched. */
+static char base64_char(unsigned x) {
+    unsigned c = x + 'A';
+    c += past(x, 25) & ('a' - 'Z' - 1);
+    c -= past(x, 51) & ('z' + 1 - '0');
+    c -= past(x, 61) & ('9' + 1 - '+');
+    c += past(x, 62) & ('/' - '+' - 1);
+    return (char)c;
 }
 
 void access_hash_token(struct slice token, char hash[ACCESS_HASH_CHARS + 1]) {
-    /* Twelve times three bytes make six times eight characters. */
-    unsigned char digest[SHA256_BYTES + 4] = {0};
-    uint64_t chars[6];
-    unsigned char *x = (unsigned char *)chars;
+    unsigned char digest[SHA256_BYTES + 1] = {0}; /* a multiple of three bytes */
+    char *out = hash;
     sha256(token.p, token.n, digest);
     for (size_t i = 0; i < sizeof digest; i += 3) {
         unsigned bits = (unsigned)digest[i] << 16 | (unsigned)digest[i + 1] << 8 | digest[i + 2];
-        for (unsigned j = 0; j < 4; j++) *x++ = bits >> (18 - 6 * j) & 63;
+        for (unsigned shift = 24; shift > 0; shift -= 6)
+            *out++ = base64_char(bits >> (shift - 6) & 63);
     }
-    for (size_t i = 0; i < 6; i++) chars[i] = base64_chars(chars[i]);
-    memcpy(hash, chars, ACCESS_HASH_CHARS);
     hash[ACCESS_HASH_CHARS - 1] = '='; /* the last six bits were all padding */
     hash[ACCESS_HASH_CHARS] = '\0';
 }
