@@ -164,20 +164,6 @@ static bool is_intact(struct slice text, struct slice *covered) {
     return field.n == CRC_CHARS && read_hex(field, &crc) && crc == crc32c(*covered);
 }
 
-static void split_ids(struct slice rest, struct log_line *line) {
-    line->user = next_field(&rest);
-    line->room = next_field(&rest);
-    line->key = rest;
-}
-
-bool log_reread(struct slice text, struct log_line *line) {
-    struct slice rest;
-    if (!is_intact(text, &rest)) return false;
-    for (int i = 0; i < 3; i++) next_field(&rest); /* BATCH, OP, TIME */
-    split_ids(rest, line);
-    return true;
-}
-
 enum log_fault log_parse(struct slice text, struct log_line *line) {
     struct slice rest;
     *line = (struct log_line){.batch = 0};
@@ -190,7 +176,9 @@ enum log_fault log_parse(struct slice text, struct log_line *line) {
         return field.p + field.n == text.p + text.n ? LOG_VALID : LOG_BAD_FIELDS;
     if (!slice_equal(field, SLICE("S"))) return LOG_NEWER;
     if (!read_decimal(next_field(&rest), &line->time_ms)) return LOG_BAD_FIELDS;
-    split_ids(rest, line);
+    line->user = next_field(&rest);
+    line->room = next_field(&rest);
+    line->key = rest;
     bool is_record =
         is_escaped_id(line->user) && is_escaped_id(line->room) && is_escaped_id(line->key);
     return is_record ? LOG_VALID : LOG_BAD_FIELDS;

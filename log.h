@@ -56,10 +56,6 @@ const char *log_fault_text(enum log_fault fault);
 /* Takes a line apart, given without its newline. The slices point into text. */
 enum log_fault log_parse(struct slice text, struct log_line *line);
 
-/* Takes the IDs from the line of a record that log_parse or log_format has vouched for before.
- * Returns whether its checksum still holds; nothing else is judged again, or filled in. */
-bool log_reread(struct slice text, struct log_line *line);
-
 /* Whether a line is the first one of a log, perhaps after a byte order mark. */
 bool log_is_first_line(struct slice text);
 
