@@ -6,7 +6,9 @@
  *     users import, rooms import  replace users or rooms   beside a running server
  *     hash-token, health          touch no file
  *
- * import is one more user of the store: what it has counted as in is on disk.
+ * import is one more user of the store: what it has counted as in is on disk. It passes over a room
+ * that has another key ID, and names it when all else is done. What is no JSON line ends any import:
+ * the rest may be no better. format.c then says what it looks like.
  *
  * A file is replaced whole or not at all, and never by one that a server would refuse:
  *

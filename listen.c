@@ -43,8 +43,7 @@ static const char *parse_path(const char *path, struct address *address) {
     if (path[0] == '\0') return "unix: needs a path after it";
     if (path[0] == '@')
         return "an abstract socket is not made here, only taken over (LISTEN_FDS); a file of that "
-               "name "
-               "is unix:./@NAME";
+               "name is unix:./@NAME";
     if (strlen(path) >= sizeof address->un.sun_path)
         return "the path is too long: at most 107 bytes";
     address->un.sun_family = AF_UNIX;
@@ -193,7 +192,7 @@ static const char *path_way_out(const char *path, int error) {
         return S_ISDIR(status.st_mode)
                    ? ": that is a directory: name a file in it"
                    : ": a file is there that is no socket, and it is kept: name another one";
-    case ENOENT: return ": the directory of the socket has to be there before";
+    case ENOENT: return ": the directory of the socket is not there: make it";
     case EACCES: return ": this user may not make or remove a file in that directory";
     default: return "";
     }
@@ -204,7 +203,7 @@ const char *listen_way_out(const char *text, int error) {
     switch (error) {
     case EADDRINUSE: return ": another process listens there (ss -ltnp shows which)";
     case EADDRNOTAVAIL: return ": no interface of this machine has this address";
-    case EACCES: return ": a port below 1024 is for root, or for who has CAP_NET_BIND_SERVICE";
+    case EACCES: return ": a port below 1024 needs root, or CAP_NET_BIND_SERVICE";
     case EAFNOSUPPORT: return ": this machine has no IPv6";
     default: return "";
     }

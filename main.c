@@ -55,7 +55,7 @@
 #define EVENTS_PER_PASS   256
 #define ACCEPTS_PER_PASS  256
 #define REFUSALS_MAX      64 /* connections beyond the limit that are being told so */
-#define DESCRIPTORS_KEPT  32 /* for listeners, log, directory, epoll, a reload */
+#define DESCRIPTORS_KEPT  32 /* for listeners, log, directory, epoll, the manager, a reload */
 
 struct listening {
     struct source source;
@@ -71,7 +71,7 @@ struct reload {
     struct access_reload result; /* the thread's, until it has been joined */
 };
 
-/* Who has started this process, and wants to hear of it. */
+/* The service manager that started this process, such as systemd. */
 struct manager {
     int fd; /* a datagram socket; -1: there is no manager */
     struct sockaddr_un un;
@@ -137,10 +137,10 @@ static bool notify(const struct manager *manager, const char *news) {
            sendto(manager->fd, news, strlen(news), 0, name, manager->un_size) >= 0;
 }
 
-/* Answers the watchdog when that is due: only the loop calls this, after all phases of a pass, so a
- * loop that hangs or never ends a pass is silent. The answer is for the loop alone. While the
- * committer waits for a disk that is stuck, the loop serves reads, and refuses sets when there is no
- * room for more: no restart would make that better, since it could not read the log either. */
+/* Answers the watchdog when that is due. Only the loop calls this, after all phases of a pass, so that
+ * a loop that hangs is silent. The answer does not depend on the committer: while that waits for a disk
+ * that is stuck, the loop serves reads, and refuses sets when there is no room for more. A restart
+ * would not make that better, because it would have to read the log from the same disk. */
 static void answer_watchdog(struct manager *manager, int64_t now_ms) {
     if (manager->watchdog_ms == 0 || now_ms < manager->watchdog_at_ms) return;
     bool is_taken = notify(manager, "WATCHDOG=1");
