@@ -343,8 +343,8 @@ char access_room_type(const struct access *access, struct slice room, struct sli
 
 static int fail(const struct loader *loader, const char *reason) {
     if (loader->line == 0)
-        return text_fail(loader->why, loader->dir, "/", loader->name, ": ", reason);
-    return text_fail(loader->why, loader->dir, "/", loader->name, ":", DECIMAL(loader->line), ": ",
+        return text_fail(loader->why, "%s/%s: %s", loader->dir, loader->name, reason);
+    return text_fail(loader->why, "%s/%s:%zu: %s", loader->dir, loader->name, loader->line,
                      reason);
 }
 
@@ -373,7 +373,7 @@ static int read_all(struct loader *loader, struct file *file, int fd) {
 
 static int read_file(struct loader *loader, struct file *file) {
     char path[PATH_MAX + 1]; /* one that has to be cut off is too long for open as well */
-    text_join(path, sizeof path, loader->dir, "/", loader->name);
+    snprintf(path, sizeof path, "%s/%s", loader->dir, loader->name);
     /* O_NONBLOCK: opening a FIFO, which is refused a moment later, must not wait for a writer. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return fail(loader, strerror(errno));
@@ -432,7 +432,7 @@ static int fail_duplicate(struct loader *loader, size_t first) {
     char reason[64];
     size_t number = 1;
     for (size_t i = 0; i < first; i++) number += loader->access->rooms.bytes[i] == '\n';
-    text_join(reason, sizeof reason, "room is already on line ", DECIMAL(number));
+    snprintf(reason, sizeof reason, "room is already on line %zu", number);
     return fail(loader, reason);
 }
 
@@ -502,7 +502,7 @@ static int make_empty(struct loader *loader) {
     if (access == NULL) return fail_memory(loader);
     access->default_line = NOWHERE;
     while (getrandom(&access->key, sizeof access->key, 0) != (ssize_t)sizeof access->key)
-        if (errno != EINTR) return text_fail(loader->why, "no random bytes: ", strerror(errno));
+        if (errno != EINTR) return text_fail(loader->why, "no random bytes: %s", strerror(errno));
     return 0;
 }
 
@@ -703,7 +703,7 @@ void access_reload(const char *dir, const struct access *old, struct access_relo
         if (old && has_users && !has_rooms) result = narrow_users(&loader, old);
         if (old && has_rooms && !has_users) result = narrow_rooms(&loader, old);
     } else {
-        text_join(rooms.text, rooms.size, users.text);
+        snprintf(rooms.text, rooms.size, "%s", users.text);
     }
     if (result == 0)
         reload->access = loader.access;

@@ -37,7 +37,7 @@
 
 /* Something is wrong, and may be for long. Always returns -1. */
 static int complain(struct access_log *log, const char *why) {
-    if (!log->is_told) tell("access log: ", log->path, ": ", why);
+    if (!log->is_told) tell("access log: %s: %s", log->path, why);
     log->is_told = true;
     return -1;
 }
@@ -107,12 +107,13 @@ char *access_log_line(int fd, const struct http_request *request, struct slice u
 
 void access_log_add(struct access_log *log, const char *line, int status, size_t body_bytes) {
     char *end = log->bytes + log->size; /* where there is room for a NUL at least */
-    size_t n = 0;
-    if (line)
-        n = text_join(end, sizeof log->bytes - log->size, line, " ", DECIMAL((unsigned)status), " ",
-                      body_bytes > 0 ? DECIMAL(body_bytes) : "-", line + strlen(line) + 1);
-    if (n > 0 && end[n - 1] == '\n') { /* which is only a line's last byte: it is whole */
-        log->size += n;
+    size_t room = sizeof log->bytes - log->size;
+    char bytes[SLICE_NUMBER_BYTES + 1] = "-";
+    if (body_bytes > 0) *slice_put_number(bytes, body_bytes) = '\0';
+    int n =
+        line ? snprintf(end, room, "%s %d %s%s", line, status, bytes, line + strlen(line) + 1) : 0;
+    if (n > 0 && (size_t)n < room) {
+        log->size += (size_t)n;
         return;
     }
     log->dropped++;

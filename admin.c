@@ -116,8 +116,8 @@ static const char *way_out(int error) {
  * Returns -1. */
 static int tell_unchanged(const struct edit *edit, bool it_is_new) {
     int error = errno;
-    return tell(edit->dir, ": cannot change ", edit->name, ": ", it_is_new ? edit->new_name : "",
-                it_is_new ? ": " : "",
+    return tell("%s: cannot change %s: %s%s%s%s", edit->dir, edit->name,
+                it_is_new ? edit->new_name : "", it_is_new ? ": " : "",
                 error == ELOOP ? "a symbolic link, which is neither followed nor replaced"
                                : strerror(error),
                 way_out(error));
@@ -126,7 +126,7 @@ static int tell_unchanged(const struct edit *edit, bool it_is_new) {
 /* Returns 0, and end_edit is due, or -1, reported. */
 static int begin_edit(struct edit *edit, const char *dir, const char *name) {
     *edit = (struct edit){.dir = dir, .name = name};
-    text_join(edit->new_name, sizeof edit->new_name, name, ".new");
+    snprintf(edit->new_name, sizeof edit->new_name, "%s.new", name);
     edit->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (edit->dir_fd < 0 || lock_new(edit) < 0) {
         tell_unchanged(edit, edit->dir_fd >= 0);
@@ -145,7 +145,7 @@ static bool can_be_loaded(const struct edit *edit, const char *name) {
     char why[WHY_BYTES];
     struct access *access = access_load_one(edit->dir, name, why, sizeof why);
     bool is_loaded = access != NULL;
-    if (!is_loaded) tell(why, ": nothing has been changed");
+    if (!is_loaded) tell("%s: nothing has been changed", why);
     access_free(access);
     return is_loaded;
 }
@@ -155,7 +155,7 @@ static bool can_be_loaded(const struct edit *edit, const char *name) {
 static int replace(const struct edit *edit) {
     bool is_written =
         fflush(edit->file) == 0 && !ferror(edit->file) && log_sync_all(fileno(edit->file)) == 0;
-    if (!is_written) return tell(edit->dir, "/", edit->new_name, ": ", strerror(errno));
+    if (!is_written) return tell("%s/%s: %s", edit->dir, edit->new_name, strerror(errno));
     if (!can_be_loaded(edit, edit->new_name)) return -1;
     int result = renameat(edit->dir_fd, edit->new_name, edit->dir_fd, edit->name);
     return result < 0 ? tell_unchanged(edit, false) : 0;
@@ -168,7 +168,7 @@ static int end_edit(const struct edit *edit, bool is_wanted) {
     if (result < 0)
         unlinkat(edit->dir_fd, edit->new_name, 0); /* it is still ours: the lock */
     else if (log_sync_all(edit->dir_fd) < 0)
-        result = tell(edit->dir, ": ", strerror(errno));
+        result = tell("%s: %s", edit->dir, strerror(errno));
     close_edit(edit);
     return result;
 }
@@ -199,7 +199,7 @@ static int copy_users(const struct edit *edit, struct slice user, struct slice h
     free(line);
     return !edit->old || (feof(edit->old) && !ferror(edit->old))
                ? omitted
-               : tell(edit->name, ": ", strerror(errno));
+               : tell("%s: %s", edit->name, strerror(errno));
 }
 
 static int make_token(char token[TOKEN_CHARS + 1]) {
@@ -207,7 +207,7 @@ static int make_token(char token[TOKEN_CHARS + 1]) {
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     unsigned char random[TOKEN_CHARS];
     if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
-        return tell("no random bytes: ", strerror(errno));
+        return tell("no random bytes: %s", strerror(errno));
     for (size_t i = 0; i < TOKEN_CHARS; i++) token[i] = alphabet[random[i] & 63];
     token[TOKEN_CHARS] = '\0';
     return 0;
@@ -218,15 +218,15 @@ int admin_user_add(const struct options *options) {
     char token[TOKEN_CHARS + 1], hash[ACCESS_HASH_CHARS + 1];
     struct edit edit;
     const char *mistake = access_mistake(slice_of(user));
-    if (mistake) return tell("users cannot hold this USERID: ", mistake);
+    if (mistake) return tell("users cannot hold this USERID: %s", mistake);
     if (make_token(token) < 0 || begin_edit(&edit, options->dir, "users") < 0) return -1;
     bool is_copied = copy_users(&edit, SLICE(""), SLICE("")) >= 0;
     access_hash_token(slice_of(token), hash);
-    text_print(edit.file, user, " ", hash, "\n");
+    fprintf(edit.file, "%s %s\n", user, hash);
     if (end_edit(&edit, is_copied) < 0) return -1;
     signal(SIGPIPE, SIG_IGN); /* that nobody reads the token has to be told */
-    text_print(stdout, token, "\n");
-    return text_finish_output() == 0 ? 0 : tell(hash, ": revoke this token, nobody has seen it");
+    printf("%s\n", token);
+    return text_finish_output() == 0 ? 0 : tell("%s: revoke this token, nobody has seen it", hash);
 }
 
 int admin_user_revoke(const struct options *options) {
@@ -237,11 +237,11 @@ int admin_user_revoke(const struct options *options) {
                           (!hash || access_is_hash(slice_of(hash)));
     int revoked =
         could_be_there ? copy_users(&edit, slice_of(user), slice_of(hash ? hash : "")) : 0;
-    if (revoked == 0) tell(user, ": no such token");
+    if (revoked == 0) tell("%s: no such token", user);
     if (end_edit(&edit, revoked > 0) < 0) return -1;
-    text_print(stdout, "users: ", DECIMAL((uint64_t)revoked),
-               " tokens taken out; out of force once the server has reread users: SIGHUP or "
-               "systemctl reload\n");
+    printf("users: %" PRIu64 " tokens taken out; out of force once the server has reread users: "
+           "SIGHUP or systemctl reload\n",
+           (uint64_t)revoked);
     return text_finish_output();
 }
 
@@ -271,8 +271,8 @@ int admin_hash_token(const struct options *options) {
                                  : "";
     if (!why) access_hash_token(token, hash);
     free(line);
-    if (why) return tell("standard input: not a token alone on its line", why);
-    text_print(stdout, hash, "\n");
+    if (why) return tell("standard input: not a token alone on its line%s", why);
+    printf("%s\n", hash);
     return text_finish_output();
 }
 
@@ -316,7 +316,8 @@ struct import {
 /* Tells what is wrong with a line, and what it seems to be instead. Returns -1. */
 static int tell_of_line(const struct import *import, const char *between, const char *why) {
     const char *hint = import->hint;
-    return tell("line ", DECIMAL(import->line), between, why, hint ? ": " : "", hint ? hint : "");
+    return tell("line %" PRIu64 "%s%s%s%s", import->line, between, why, hint ? ": " : "",
+                hint ? hint : "");
 }
 
 static int refuse(const struct import *import, const char *why) {
@@ -374,7 +375,7 @@ static int read_lines(struct import *import) {
     bool is_watched = isatty(STDERR_FILENO);
     while (result == 0 && (size = getline(&line, &space, stdin)) > 0) {
         if (++import->line % PROGRESS_LINES == 0 && is_watched)
-            text_print(stderr, "roomkeyd: ", DECIMAL(import->line), " lines\r");
+            fprintf(stderr, "roomkeyd: %" PRIu64 " lines\r", import->line);
         struct slice text = without_mark((struct slice){line, (size_t)size});
         if (strspn(text.p, " \t\r\n") == text.n) continue;
         import->has_input = true;
@@ -429,7 +430,7 @@ static int settle(struct import *import) {
 
 static void name_conflict(uint64_t line, struct slice room) {
     char quoted[QUOTED_BYTES];
-    tell("line ", DECIMAL(line), ": the room ", quote(room, quoted), " has another key ID");
+    tell("line %" PRIu64 ": the room %s has another key ID", line, quote(room, quoted));
 }
 
 /* Names all rooms that are in conflicts, and empties that. */
@@ -516,18 +517,18 @@ int admin_import(const struct options *options) {
     char why[WHY_BYTES];
     struct import import = {.take = take_key};
     import.store = store_open(options->dir, why, sizeof why);
-    if (!import.store) return tell("cannot import: ", why);
+    if (!import.store) return tell("cannot import: %s", why);
     int result = read_lines(&import);
     if (settle(&import) < 0) result = -1;
     if (store_close(import.store) < 0) result = -1;
     name_conflicts(&import.conflicts);
     free(import.conflicts.bytes);
     if (import.conflicts.count > 0) result = -1;
-    text_print(stdout, DECIMAL(import.taken), " set, ", DECIMAL(import.known), " set already, ",
-               DECIMAL(import.passed_over), " without a key ID");
+    printf("%" PRIu64 " set, %" PRIu64 " set already, %" PRIu64 " without a key ID", import.taken,
+           import.known, import.passed_over);
     if (import.conflicts.count > 0)
-        text_print(stdout, ", ", DECIMAL(import.conflicts.count), " with another key ID");
-    text_print(stdout, "\n");
+        printf(", %" PRIu64 " with another key ID", import.conflicts.count);
+    printf("\n");
     return text_finish_output() == 0 ? result : -1;
 }
 
@@ -628,7 +629,7 @@ static int take_token(struct import *import, struct json *json, const char *user
         if (when_ms < import->oldest_ms)
             return leave_out(import, "has a token that is passed over: older than --max-age");
     }
-    text_print(import->file, user, " ", hash, "\n");
+    fprintf(import->file, "%s %s\n", user, hash);
     import->taken++;
     return 0;
 }
@@ -668,7 +669,7 @@ static int take_fact(struct import *import, struct json *json) {
     if (!access_can_hold(room) || !access_can_hold(value))
         return pass_over(import, "is passed over: rooms cannot hold its IDs");
     import->facts++;
-    text_print(import->file, rid, is_member ? " 1 " : " 0 ", id);
+    fprintf(import->file, "%s%s%s", rid, is_member ? " 1 " : " 0 ", id);
     putc('\0', import->file);
     return ferror(import->file) ? refuse(import, strerror(errno)) : 0;
 }
@@ -689,13 +690,13 @@ static int write_rooms(struct import *import, char **facts, FILE *out) {
         if (is_same ? strcmp(rest, last) == 0 : !is_room) {
             import->passed_over++;
         } else if (is_room && is_same) {
-            return tell("the room ", quote(slice_of(room), quoted), " has two types");
+            return tell("the room %s has two types", quote(slice_of(room), quoted));
         } else if (is_room) {
             room = rid;
             type = value[0];
-            text_print(out, import->taken++ ? "\n" : "", room, " ", value);
+            fprintf(out, "%s%s %s", import->taken++ ? "\n" : "", room, value);
         } else if (type != 'c') {
-            text_print(out, " ", value);
+            fprintf(out, " %s", value);
         }
         last = rest;
     }
@@ -706,7 +707,7 @@ static int write_rooms(struct import *import, char **facts, FILE *out) {
 /* Sorts what was noted, fact by fact with a NUL behind each, into rooms. */
 static int sort_facts(struct import *import, char *text, FILE *out) {
     char **facts = calloc(import->facts + 1, sizeof *facts);
-    if (!facts) return tell("rooms: ", strerror(errno));
+    if (!facts) return tell("rooms: %s", strerror(errno));
     for (size_t i = 0; i < import->facts; i++, text += strlen(text) + 1) facts[i] = text;
     int result = write_rooms(import, facts, out);
     free(facts);
@@ -719,11 +720,11 @@ static int end_import(const struct import *import, const struct edit *edit, int 
     bool has_nothing = import->taken == 0, is_users = edit->name[0] == 'u';
     bool is_emptied = import->left_out > 0 && import->left_out == import->passed_over;
     if (result == 0 && has_nothing && !is_emptied)
-        result = tell(edit->name, ": nothing to import: no line has ",
+        result = tell("%s: nothing to import: no line has %s", edit->name,
                       is_users ? "a login token" : "a room of type c, p or d");
     if (end_edit(edit, result == 0) < 0) return -1;
-    text_print(stdout, edit->name, ": ", DECIMAL(import->taken), " lines, ",
-               DECIMAL(import->passed_over), " passed over\n");
+    printf("%s: %" PRIu64 " lines, %" PRIu64 " passed over\n", edit->name, import->taken,
+           import->passed_over);
     return text_finish_output();
 }
 
@@ -743,7 +744,7 @@ int admin_rooms_import(const struct options *options) {
     if (begin_edit(&edit, options->dir, "rooms") < 0) return -1;
     struct import import = {.take = take_fact, .file = open_memstream(&text, &size)};
     int result = import.file ? read_lines(&import) : -1;
-    if (!import.file || fclose(import.file) != 0) result = tell("rooms: ", strerror(errno));
+    if (!import.file || fclose(import.file) != 0) result = tell("rooms: %s", strerror(errno));
     if (result == 0) result = sort_facts(&import, text, edit.file);
     free(text);
     return end_import(&import, &edit, result);
@@ -760,14 +761,14 @@ int admin_health(const struct options *options) {
         options->listen_count > 0 ? options->listen[options->listen_count - 1] : "127.0.0.1:3000";
     char status[sizeof "HTTP/1.1 200"] = "";
     int fd = listen_connect(address, HEALTH_LIMIT_S);
-    if (fd < 0) return tell(address, ": ", strerror(errno));
+    if (fd < 0) return tell("%s: %s", address, strerror(errno));
     ssize_t n = send(fd, request, sizeof request - 1, MSG_NOSIGNAL);
     if (n > 0) n = recv(fd, status, sizeof status - 1, MSG_WAITALL);
     int error = errno == EAGAIN ? ETIMEDOUT : errno;
     close(fd);
-    if (n < 0) return tell(address, ": ", strerror(error));
+    if (n < 0) return tell("%s: %s", address, strerror(error));
     if (strcmp(status, "HTTP/1.1 200") == 0) return 0;
     for (char *c = status; *c != '\0'; c++)
         if (*c < ' ' || *c > '~') *c = '?'; /* it may be anybody's, and goes to a terminal */
-    return tell(address, ": ", status[0] ? status : "no answer");
+    return tell("%s: %s", address, status[0] ? status : "no answer");
 }

@@ -238,7 +238,9 @@ static bool authenticate(struct api *api, const struct http_request *request) {
 }
 
 static const struct outcome *refuse_json(struct exchange *exchange, const struct json *json) {
-    return with_text(exchange, &invalid_json, slice_of(json->why), slice_of(DECIMAL(json->at)));
+    char at[SLICE_NUMBER_BYTES];
+    struct slice offset = {at, (size_t)(slice_put_number(at, json->at) - at)};
+    return with_text(exchange, &invalid_json, slice_of(json->why), offset);
 }
 
 /* What both endpoints begin with. NULL: the user is known, and json_free is due. */

@@ -37,9 +37,9 @@ static const char news[] = "this is a message of mongoexport's: keep its standar
                            "file, or use --quiet";
 static const char table[] = "this is CSV or TSV: export as JSON (mongoexport without --type)";
 
-const char format_hint_object_id[] =
-    "the ID is an ObjectId ({\"$oid\":...}), but all IDs of Rocket.Chat are strings: this is another "
-    "collection, or a copy that lost the types of its IDs";
+const char format_hint_object_id[] = "the ID is an ObjectId ({\"$oid\":...}), but all IDs of "
+                                     "Rocket.Chat are strings: this is another "
+                                     "collection, or a copy that lost the types of its IDs";
 
 bool format_begins(struct slice text, struct slice string) {
     return text.n >= string.n && memcmp(text.p, string.p, string.n) == 0;

@@ -38,6 +38,7 @@
  * chunk lines. Every refusal ends the connection, so none can be followed by a smuggled request.
  */
 #include "http.h"
+#include "clock.h"
 #include "text.h"
 
 #include <arpa/inet.h>
@@ -561,34 +562,19 @@ static inline char *append(char *out, struct slice s) {
     return out + s.n;
 }
 
-static char *append_number(char *out, size_t number) {
-    char digits[TEXT_NUMBER_BYTES], *first = text_digits(digits, number, 1);
-    return append(out, (struct slice){first, (size_t)(digits + sizeof digits - 1 - first)});
-}
-
-static bool is_leap_year(unsigned year) {
-    return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-}
-
-/* By hand, for once a second: strftime's names follow the locale, and the first gmtime_r of a
- * process opens the time zone file. A clock outside 1970 to 9999, where the format ends, is shown
- * as the nearest date that there is. */
+/* strftime's names follow the locale. A clock outside 1970 to 9999, where the format ends, is shown as
+ * the nearest date that there is. */
 void http_date(time_t now, char date[HTTP_DATE_BYTES]) {
-    static const char weekdays[][4] = {"Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"};
+    static const char weekdays[][4] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
     static const char months[][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
                                      "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
-    static const unsigned char month_days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    const int64_t last = 253402300799; /* Fri, 31 Dec 9999 23:59:59 GMT */
-    int64_t clock = now < 0 ? 0 : (int64_t)now > last ? last : (int64_t)now;
-    unsigned seconds = (unsigned)(clock % 86400), days = (unsigned)(clock / 86400);
-    unsigned weekday = days % 7, year = 1970, month = 0, length; /* it began with a Thursday */
-
-    for (; days >= (length = is_leap_year(year) ? 366 : 365); year++) days -= length;
-    for (; days >= (length = month == 1 && is_leap_year(year) ? 29u : month_days[month]); month++)
-        days -= length;
-    text_join(date, HTTP_DATE_BYTES, weekdays[weekday], ", ", PADDED(days + 1, 2), " ",
-              months[month], " ", PADDED(year, 4), " ", PADDED(seconds / 3600, 2), ":",
-              PADDED(seconds / 60 % 60, 2), ":", PADDED(seconds % 60, 2), " GMT");
+    struct tm utc;
+    char text[96]; /* room for any numbers, as far as the compiler knows */
+    clock_utc(now, &utc);
+    snprintf(text, sizeof text, "%s, %02d %s %04d %02d:%02d:%02d GMT", weekdays[utc.tm_wday],
+             utc.tm_mday, months[utc.tm_mon], utc.tm_year + 1900, utc.tm_hour, utc.tm_min,
+             utc.tm_sec);
+    memcpy(date, text, HTTP_DATE_BYTES);
 }
 
 /* What a script may send beyond what every page may (Fetch, "CORS-safelisted request-header"). */
@@ -603,14 +589,15 @@ size_t http_write_reply(char *out, const struct http_reply *reply, const char *d
     end = append(append(end, SLICE("\r\nDate: ")), (struct slice){date, HTTP_DATE_BYTES - 1});
     if (has_content && reply->media_type.n > 0)
         end = append(append(end, SLICE("\r\nContent-Type: ")), reply->media_type);
-    if (has_content) end = append_number(append(end, SLICE("\r\nContent-Length: ")), reply->body.n);
+    if (has_content)
+        end = slice_put_number(append(end, SLICE("\r\nContent-Length: ")), reply->body.n);
     if (reply->is_private) end = append(end, SLICE("\r\nCache-Control: no-store"));
 
     /* The fields that few replies have. */
     if (reply->allow) end = append(append(end, SLICE("\r\nAllow: ")), slice_of(reply->allow));
     if (reply->field) end = append(append(end, SLICE("\r\n")), slice_of(reply->field));
     if (reply->retry_after_s > 0)
-        end = append_number(append(end, SLICE("\r\nRetry-After: ")), reply->retry_after_s);
+        end = slice_put_number(append(end, SLICE("\r\nRetry-After: ")), reply->retry_after_s);
     if (reply->varies_by_origin) end = append(end, SLICE("\r\nVary: Origin"));
     if (reply->origin.n > 0)
         end = append(append(end, SLICE("\r\nAccess-Control-Allow-Origin: ")), reply->origin);

@@ -10,7 +10,7 @@
  */
 #include "inspect.h"
 #include "access.h"
-#include "http.h"
+#include "clock.h"
 #include "json.h"
 #include "log.h"
 #include "store.h"
@@ -84,7 +84,7 @@ static int salvage_log(const struct options *options) {
     int fd = open(options->salvage, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     struct salvage salvage = {.fd = fd, .size = LOG_FIRST_LINE_BYTES};
     struct store_inspection inspection = {.visit = salvage_record, .context = &salvage};
-    if (fd < 0) return tell(options->salvage, ": ", strerror(errno));
+    if (fd < 0) return tell("%s: %s", options->salvage, strerror(errno));
     int result = note_error(&salvage, log_write_at(fd, SLICE(LOG_FIRST_LINE), 0));
     if (result == 0) result = store_inspect(options->dir, &inspection, why, sizeof why);
     if (result == 0) result = note_error(&salvage, log_sync_all(fd));
@@ -93,30 +93,30 @@ static int salvage_log(const struct options *options) {
     if (result == 0) result = note_error(&salvage, log_sync_all(fd));
     if (result == 0) result = note_error(&salvage, sync_directory_of(options->salvage));
     close(fd);
-    if (salvage.error) text_join(why, sizeof why, options->salvage, ": ", strerror(salvage.error));
+    if (salvage.error)
+        snprintf(why, sizeof why, "%s: %s", options->salvage, strerror(salvage.error));
     if (result == 0)
-        text_print(stdout, options->salvage, ": ", DECIMAL(salvage.records), " records\n");
+        printf("%s: %" PRIu64 " records\n", options->salvage, salvage.records);
     else
         unlink(options->salvage);
-    return result == 0 ? 0 : tell(why);
+    return result == 0 ? 0 : tell("%s", why);
 }
 
 static void print_inspection(const char *dir, const struct store_inspection *inspection) {
-    struct text_number bad = text_number(inspection->fault_offset, 1);
-    struct text_number rest = text_number(inspection->size - inspection->fault_offset, 1);
-    text_print(stdout, dir, "/" LOG_NAME ": ", DECIMAL(inspection->records), " records in ",
-               bad.string, " bytes\n");
+    uint64_t bad = inspection->fault_offset, rest = inspection->size - bad;
+    printf("%s/" LOG_NAME ": %" PRIu64 " records in %" PRIu64 " bytes\n", dir, inspection->records,
+           bad);
     if (inspection->is_damaged)
-        text_print(stdout, dir, "/" LOG_NAME ": damaged at byte ", bad.string, ": ",
-                   inspection->fault, "\n", dir, "/" LOG_NAME ": ",
-                   DECIMAL(inspection->records_after), " valid records in the ", rest.string,
-                   " bytes behind that\n");
+        printf("%s/" LOG_NAME ": damaged at byte %" PRIu64 ": %s\n"
+               "%s/" LOG_NAME ": %" PRIu64 " valid records in the %" PRIu64 " bytes behind that\n",
+               dir, bad, inspection->fault, dir, inspection->records_after, rest);
     else if (inspection->fault)
-        text_print(stdout, dir, "/" LOG_NAME ": ", rest.string, " bytes at byte ", bad.string,
-                   " are a torn tail, or what a server is writing: ", inspection->fault, "\n");
+        printf("%s/" LOG_NAME ": %" PRIu64 " bytes at byte %" PRIu64
+               " are a torn tail, or what a server is writing: %s\n",
+               dir, rest, bad, inspection->fault);
     if (inspection->cause)
-        text_print(stdout, dir, "/" LOG_NAME ": byte ", DECIMAL(inspection->cause_offset), ": ",
-                   inspection->cause, "\n");
+        printf("%s/" LOG_NAME ": byte %" PRIu64 ": %s\n", dir, inspection->cause_offset,
+               inspection->cause);
 }
 
 /* Whether the log may be used. Returns 0, or -1, reported. */
@@ -125,9 +125,9 @@ static int check_log(const struct options *options) {
     struct store_inspection inspection = {.visit = NULL};
     int dir_fd = open(options->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
     if (dir_fd >= 0 && log_check_note(dir_fd, (struct text_why){why, sizeof why}) < 0)
-        result = tell(options->dir, ": ", why);
+        result = tell("%s: %s", options->dir, why);
     if (dir_fd >= 0) close(dir_fd);
-    if (store_inspect(options->dir, &inspection, why, sizeof why) < 0) return tell(why);
+    if (store_inspect(options->dir, &inspection, why, sizeof why) < 0) return tell("%s", why);
     print_inspection(options->dir, &inspection);
     if (inspection.is_damaged) result = -1;
     if (options->salvage && salvage_log(options) < 0) result = -1;
@@ -141,15 +141,14 @@ static int check_access(const struct options *options) {
     struct access_strangers strangers;
     access_reload(options->dir, NULL, &files);
     for (int i = 0; i < ACCESS_FILES; i++)
-        if (files.why[i][0] != '\0') tell(files.why[i]);
+        if (files.why[i][0] != '\0') tell("%s", files.why[i]);
     if (!files.access) return -1;
     int result = access_count_strangers(files.access, &strangers);
     access_free(files.access);
     if (result < 0) return tell("out of memory");
     if (strangers.count > 0)
-        text_print(stdout, options->dir, "/rooms: ", DECIMAL(strangers.count),
-                   " members have no token in users, the first one on line ",
-                   DECIMAL(strangers.line), "\n");
+        printf("%s/rooms: %" PRIu64 " members have no token in users, the first one on line %zu\n",
+               options->dir, strangers.count, strangers.line);
     return 0;
 }
 
@@ -172,26 +171,22 @@ static const char *quote(struct slice id, char string[QUOTED_BYTES]) {
     return string;
 }
 
-/* The date of http_date in the order of ISO 8601. */
+/* Prints a time in the form of ISO 8601 that JavaScript writes. */
 static void print_time(uint64_t time_ms) {
-    static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    const char *month = months;
-    char date[HTTP_DATE_BYTES];
-    http_date((time_t)(time_ms / 1000), date); /* Thu, 01 Jan 1970 00:00:00 GMT */
-    while (memcmp(month, date + 8, 3) != 0) month += 3;
-    date[7] = date[16] = date[25] = '\0'; /* behind day, year and time */
-    text_print(stdout, date + 12, "-", PADDED((uint64_t)(month - months) / 3 + 1, 2), "-", date + 5,
-               "T", date + 17, ".", PADDED(time_ms % 1000, 3), "Z");
+    struct tm utc;
+    clock_utc((int64_t)(time_ms / 1000), &utc);
+    printf("%04d-%02d-%02dT%02d:%02d:%02d.%03dZ", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
+           utc.tm_hour, utc.tm_min, utc.tm_sec, (int)(time_ms % 1000));
 }
 
 static int print_record(void *context, const struct store_record *record, uint64_t time_ms) {
     (void)context;
     char room[QUOTED_BYTES], key[QUOTED_BYTES], user[QUOTED_BYTES] = "null";
     if (!slice_equal(record->user, SLICE("-"))) quote(record->user, user);
-    text_print(stdout, "{\"_id\":", quote(record->room, room),
-               ",\"e2eKeyId\":", quote(record->key, key), ",\"setBy\":", user, ",\"setAt\":\"");
+    printf("{\"_id\":%s,\"e2eKeyId\":%s,\"setBy\":%s,\"setAt\":\"", quote(record->room, room),
+           quote(record->key, key), user);
     print_time(time_ms);
-    text_print(stdout, "\"}\n");
+    printf("\"}\n");
     return ferror(stdout) ? -1 : 0;
 }
 
@@ -201,12 +196,12 @@ static int print_record(void *context, const struct store_record *record, uint64
 int inspect_export(const struct options *options) {
     char why[WHY_BYTES];
     struct store_inspection first = {.visit = NULL};
-    if (store_inspect(options->dir, &first, why, sizeof why) < 0) return tell(why);
+    if (store_inspect(options->dir, &first, why, sizeof why) < 0) return tell("%s", why);
     if (first.is_damaged)
-        return tell(options->dir, ": " LOG_NAME ": damaged at byte ", DECIMAL(first.fault_offset),
-                    ": ", first.fault, "; see check");
+        return tell("%s: " LOG_NAME ": damaged at byte %" PRIu64 ": %s; see check", options->dir,
+                    first.fault_offset, first.fault);
     struct store_inspection second = {.visit = print_record, .limit = first.fault_offset};
     if (store_inspect(options->dir, &second, why, sizeof why) < 0 && !ferror(stdout))
-        return tell(why);
+        return tell("%s", why);
     return text_finish_output();
 }

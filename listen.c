@@ -48,7 +48,7 @@ static const char *parse_path(const char *path, struct address *address) {
         return "the path is too long: at most 107 bytes";
     address->un.sun_family = AF_UNIX;
     address->size = sizeof address->un;
-    text_join(address->un.sun_path, sizeof address->un.sun_path, path);
+    snprintf(address->un.sun_path, sizeof address->un.sun_path, "%s", path);
     return NULL;
 }
 
@@ -81,7 +81,7 @@ static const char *parse_ip(const char *text, struct address *address) {
     if (strchr(rest + 1, ':')) return "an IPv6 address needs brackets: write [ADDR]:PORT";
     if (!slice_number(slice_of(rest + 1), UINT16_MAX, &port))
         return "the port is not a number from 0 to 65535";
-    text_join(host, n < sizeof host ? n + 1 : sizeof host, begin);
+    snprintf(host, sizeof host, "%.*s", (int)(n < sizeof host ? n : 0), begin);
     address->any.ss_family = is_v6 ? AF_INET6 : AF_INET;
     address->in.sin_port = htons((uint16_t)port); /* which is where sin6_port is */
     address->size = is_v6 ? sizeof address->in6 : sizeof address->in;
@@ -100,43 +100,11 @@ static const char *parse_address(const char *text, struct address *address) {
                               : parse_ip(text, address);
 }
 
-static void put_ipv4(char text[LISTEN_IP_BYTES], const char *prefix, const uint8_t *ip) {
-    text_join(text, LISTEN_IP_BYTES, prefix, DECIMAL(ip[0]), ".", DECIMAL(ip[1]), ".",
-              DECIMAL(ip[2]), ".", DECIMAL(ip[3]));
-}
-
-/* As RFC 5952 recommends: "::" is the first of the longest runs of zeros, if of two or more. */
-static void put_ipv6(char text[LISTEN_IP_BYTES], const uint8_t *ip) {
-    unsigned words[8];
-    size_t zeros_at = 8, zeros = 1;
-    for (size_t i = 0, run = 0; i < 8; i++) {
-        words[i] = (unsigned)ip[2 * i] << 8 | ip[2 * i + 1];
-        run = words[i] == 0 ? run + 1 : 0;
-        if (run <= zeros) continue;
-        zeros = run;
-        zeros_at = i + 1 - run;
-    }
-    for (size_t i = 0; i < 8; i += i == zeros_at ? zeros : 1) {
-        if (i == 0 && zeros_at == 0) *text++ = ':';
-        for (unsigned shift = 16; shift > 0 && i != zeros_at; shift -= 4)
-            if (words[i] >> (shift - 4) > 0 || shift == 4)
-                *text++ = "0123456789abcdef"[words[i] >> (shift - 4) & 15];
-        if (i < 7) *text++ = ':';
-    }
-    *text = '\0';
-}
-
 bool listen_ip_text(const struct sockaddr_storage *any, char text[LISTEN_IP_BYTES]) {
-    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
-    const uint8_t *ipv4 = (const uint8_t *)&((const struct sockaddr_in *)any)->sin_addr;
-    const uint8_t *ipv6 = (const uint8_t *)&((const struct sockaddr_in6 *)any)->sin6_addr;
-    if (any->ss_family == AF_INET)
-        put_ipv4(text, "", ipv4);
-    else if (any->ss_family == AF_INET6 && memcmp(ipv6, mapped, sizeof mapped) == 0)
-        put_ipv4(text, "::ffff:", ipv6 + sizeof mapped);
-    else if (any->ss_family == AF_INET6)
-        put_ipv6(text, ipv6);
-    return any->ss_family == AF_INET || any->ss_family == AF_INET6;
+    bool is_v6 = any->ss_family == AF_INET6;
+    const void *ip = is_v6 ? (const void *)&((const struct sockaddr_in6 *)any)->sin6_addr
+                           : (const void *)&((const struct sockaddr_in *)any)->sin_addr;
+    return inet_ntop(any->ss_family, ip, text, LISTEN_IP_BYTES) != NULL;
 }
 
 /* Removes a socket that nobody listens on any more. Whatever else is at the path stays. */
@@ -166,13 +134,13 @@ static int describe(struct listener *listener, int fd) {
     setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &on, sizeof on);
     bool is_v6 = family == AF_INET6, is_abstract = path[0] == '\0';
     if (family == AF_UNIX) {
-        text_join(listener->name, sizeof listener->name, UNIX_PREFIX, is_abstract ? "@" : "",
-                  path + is_abstract);
+        snprintf(listener->name, sizeof listener->name, UNIX_PREFIX "%s%s", is_abstract ? "@" : "",
+                 path + is_abstract);
         return 0;
     }
     if (!listen_ip_text(&address.any, host)) return -1;
-    text_join(listener->name, sizeof listener->name, is_v6 ? "[" : "", host, is_v6 ? "]:" : ":",
-              DECIMAL(ntohs(address.in.sin_port))); /* which is where sin6_port is */
+    snprintf(listener->name, sizeof listener->name, is_v6 ? "[%s]:%u" : "%s:%u", host,
+             (unsigned)ntohs(address.in.sin_port)); /* which is where sin6_port is */
     /* A reply is one send, nothing is gained by holding it back. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     return 0;

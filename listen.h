@@ -29,8 +29,7 @@ const char *listen_fault(const char *text);
  * system, and so block on it. */
 const char *listen_way_out(const char *text, int error);
 
-/* Writes the number of an IP socket's address as RFC 5952 recommends (inet_ntop does so, too, and
- * in musl brings printf along, a tenth of the static binary). Returns false if it has none. */
+/* Writes the number of an IP socket's address. Returns false if it has none. Does not block. */
 #define LISTEN_IP_BYTES 46 /* as long as INET6_ADDRSTRLEN */
 bool listen_ip_text(const struct sockaddr_storage *any, char text[LISTEN_IP_BYTES]);
 

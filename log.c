@@ -99,8 +99,8 @@ size_t log_format(const struct log_line *line, char start[LOG_LINE_MAX_BYTES]) {
     char *out = put_hex(covered, line->batch, 1);
     out = put_field(out, line->is_seal ? SLICE("-") : SLICE("S"));
     if (!line->is_seal) {
-        char digits[TEXT_NUMBER_BYTES], *time = text_digits(digits, line->time_ms, 1);
-        out = put_field(out, (struct slice){time, (size_t)(digits + sizeof digits - 1 - time)});
+        *out++ = '\t';
+        out = slice_put_number(out, line->time_ms);
         out = put_field(out, line->user);
         out = put_field(out, line->room);
         out = put_field(out, line->key);
@@ -332,7 +332,7 @@ static int create_log(int dir_fd, struct text_why why) {
     if (fd >= 0 && log_write_at(fd, SLICE(LOG_FIRST_LINE), 0) == 0 && log_sync_all(fd) == 0 &&
         renameat(dir_fd, LOG_BIRTH_NAME, dir_fd, LOG_NAME) == 0 && log_sync_all(dir_fd) == 0)
         return fd;
-    text_fail(why, LOG_NAME ": cannot make it: ", log_sync_error(errno));
+    text_fail(why, LOG_NAME ": cannot make it: %s", log_sync_error(errno));
     if (fd >= 0) close(fd);
     return -1;
 }
@@ -352,7 +352,7 @@ static int find_witness(int dir_fd, struct text_why why) {
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     struct dirent *entry;
     if (!dir) {
-        result = text_fail(why, "cannot list the directory: ", strerror(errno));
+        result = text_fail(why, "cannot list the directory: %s", strerror(errno));
         if (fd >= 0) close(fd);
         return result;
     }
@@ -361,14 +361,16 @@ static int find_witness(int dir_fd, struct text_why why) {
         const char *name = entry->d_name + (entry->d_name[0] == '.');
         bool is_witness = strncmp(name, LOG_NAME, sizeof LOG_NAME - 1) == 0;
         if (is_witness && !is_half_born(dir_fd, entry->d_name))
-            result =
-                text_fail(why, LOG_NAME ": missing, but ", entry->d_name,
-                          " shows that there was one. Put the log back; or, to begin anew "
-                          "without any key ID, remove every file whose name begins with " LOG_NAME);
+            result = text_fail(
+                why,
+                LOG_NAME
+                ": missing, but %s shows that there was one. Put the log back; or, to begin anew "
+                "without any key ID, remove every file whose name begins with " LOG_NAME,
+                entry->d_name);
         errno = 0;
     }
     if (result == 0 && errno != 0)
-        result = text_fail(why, "cannot list the directory: ", strerror(errno));
+        result = text_fail(why, "cannot list the directory: %s", strerror(errno));
     closedir(dir);
     return result;
 }
@@ -408,16 +410,15 @@ static int check_log(int fd, const char **head_fault, struct text_why why) {
     char line[64];
     struct stat status;
     *head_fault = NULL;
-    if (fstat(fd, &status) < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
+    if (fstat(fd, &status) < 0) return text_fail(why, LOG_NAME ": %s", strerror(errno));
     if (!S_ISREG(status.st_mode)) return text_fail(why, LOG_NAME ": not a regular file");
     ssize_t n = log_read_at(fd, line, sizeof line - 1, 0);
-    if (n < 0) return text_fail(why, LOG_NAME ": ", strerror(errno));
+    if (n < 0) return text_fail(why, LOG_NAME ": %s", strerror(errno));
     if (n == 0)
-        return text_fail(
-            why,
-            LOG_NAME ": empty, which roomkeyd never leaves it: somebody has "
-                     "emptied it, or a copy has failed. Restore it from a copy; or, to begin "
-                     "anew without any key ID, remove every file whose name begins with " LOG_NAME);
+        return text_fail(why, LOG_NAME
+                         ": empty, which roomkeyd never leaves it: somebody has emptied it, or a "
+                         "copy has failed. Restore it from a copy; or, to begin anew without any "
+                         "key ID, remove every file whose name begins with " LOG_NAME);
     line[n] = '\0';
     if (strncmp(line, LOG_FIRST_LINE, LOG_FIRST_LINE_BYTES) == 0) return 0;
     *head_fault = is_newer(line) ? log_fault_text(LOG_NEWER)
@@ -435,7 +436,7 @@ static int open_log(int dir_fd, int mode, struct text_why why) {
     if (fd < 0 && error == ELOOP)
         text_fail(why, LOG_NAME ": a symbolic link; the log has to be in the directory itself");
     else if (fd < 0 && error != ENOENT)
-        text_fail(why, LOG_NAME ": ", strerror(error));
+        text_fail(why, LOG_NAME ": %s", strerror(error));
     errno = error;
     return fd;
 }
@@ -443,7 +444,7 @@ static int open_log(int dir_fd, int mode, struct text_why why) {
 int log_open_to_look(int dir_fd, const char **head_fault, struct text_why why) {
     int fd = open_log(dir_fd, O_RDONLY, why);
     if (fd < 0 && errno == ENOENT && find_witness(dir_fd, why) == 0)
-        text_fail(why, LOG_NAME ": ", strerror(ENOENT));
+        text_fail(why, LOG_NAME ": %s", strerror(ENOENT));
     if (fd < 0 || check_log(fd, head_fault, why) == 0) return fd;
     close(fd);
     return -1;
@@ -457,10 +458,11 @@ int log_open(int dir_fd, struct text_why why) {
         return errno == ENOENT && find_witness(dir_fd, why) == 0 ? create_log(dir_fd, why) : -1;
     int result = check_log(fd, &head_fault, why);
     if (result == 0 && head_fault)
-        result = text_fail(why, LOG_NAME ": ", head_fault, "; nothing has been changed. ",
-                           head_fault == log_fault_text(LOG_NEWER) ? "If so, use that one. " : "",
-                           "Restore it from a copy, or see what check says and what check "
-                           "--salvage saves");
+        result = text_fail(why,
+                           LOG_NAME ": %s; nothing has been changed. %sRestore it from a copy, or "
+                                    "see what check says and what check --salvage saves",
+                           head_fault,
+                           head_fault == log_fault_text(LOG_NEWER) ? "If so, use that one. " : "");
     if (result == 0) return fd;
     close(fd);
     return -1;
@@ -492,30 +494,32 @@ int log_leave_mark(int dir_fd) {
 
 int log_leave_note(int dir_fd, const char *line) {
     char text[1024];
-    size_t n = text_join(text, sizeof text, line,
-                         "\n\n"
-                         "roomkeyd does not start while this file is here. Find the log that the "
-                         "server has written\n"
-                         "(roomkeyd check says what is in one), make it " LOG_NAME
-                         " in this directory again, then\n"
-                         "remove this file. Every key ID that was acknowledged is in that log, as "
-                         "far as nobody has\n"
-                         "overwritten it.\n");
-    return leave_file(dir_fd, LOG_NOTE_NAME, (struct slice){text, n});
+    int n =
+        snprintf(text, sizeof text,
+                 "%s\n\n"
+                 "roomkeyd does not start while this file is here. Find the log that the server "
+                 "has written\n(roomkeyd check says what is in one), make it " LOG_NAME
+                 " in this directory again, then\nremove this file. Every key ID that was "
+                 "acknowledged is in that log, as far as nobody has\noverwritten it.\n",
+                 line);
+    assert(n > 0 && (size_t)n < sizeof text);
+    return leave_file(dir_fd, LOG_NOTE_NAME, (struct slice){text, (size_t)n});
 }
 
 int log_check_note(int dir_fd, struct text_why why) {
     char text[512];
     int fd = openat(dir_fd, LOG_NOTE_NAME, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0 && errno == ENOENT) return 0;
-    if (fd < 0) return text_fail(why, LOG_NOTE_NAME ": ", strerror(errno));
+    if (fd < 0) return text_fail(why, LOG_NOTE_NAME ": %s", strerror(errno));
     ssize_t n = log_read_at(fd, text, sizeof text - 1, 0);
     close(fd);
     text[n > 0 ? n : 0] = '\0';
     text[strcspn(text, "\n")] = '\0';
-    return text_fail(why, LOG_NOTE_NAME " keeps servers from starting: ",
-                     text[0] ? text : "a server found its log changed by somebody else",
-                     ". Put the right log back, then remove that file");
+    return text_fail(
+        why,
+        LOG_NOTE_NAME
+        " keeps servers from starting: %s. Put the right log back, then remove that file",
+        text[0] ? text : "a server found its log changed by somebody else");
 }
 
 /* ------------------------------------------------------------------------ identity */

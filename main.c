@@ -163,7 +163,7 @@ static bool watch_listeners(struct server *server, uint32_t events) {
 static void rest_listeners(struct server *server, const char *why) {
     int64_t now_ms = server->conns.now_ms;
     if (now_ms >= server->rest_tell_ms) {
-        tell("cannot accept connections for now: ", why);
+        tell("cannot accept connections for now: %s", why);
         server->rest_tell_ms = now_ms + ACCEPT_TELL_MS;
     }
     server->is_resting = true;
@@ -225,7 +225,7 @@ static void note_reload(struct metrics_reload *noted, bool is_good) {
 static void start_reload(struct server *server) {
     struct reload *reload = &server->reload;
     char news[64];
-    text_join(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=", DECIMAL((uint64_t)clock_us()));
+    snprintf(news, sizeof news, "RELOADING=1\nMONOTONIC_USEC=%" PRIu64, (uint64_t)clock_us());
     notify(&server->manager, news);
     reload->is_wanted = reload->is_running;
     if (reload->is_running) return;
@@ -233,7 +233,7 @@ static void start_reload(struct server *server) {
     int error = pthread_create(&reload->thread, NULL, reload_main, reload);
     reload->is_running = error == 0;
     if (error == 0) return;
-    tell("cannot reload: ", strerror(error));
+    tell("cannot reload: %s", strerror(error));
     note_reload(&server->conns.metrics.users_reload, false);
     note_reload(&server->conns.metrics.rooms_reload, false);
     notify(&server->manager, "READY=1");
@@ -246,10 +246,10 @@ static void tell_of_bad_file(const struct server *server, enum access_file bad, 
     const struct access_reload *result = &server->reload.result;
     if (result->why[bad][0] == '\0') return;
     if (result->access)
-        tell(result->why[bad], "; ", other_name, ": ", taken,
-             " that are gone are out of force, new ones wait until ", name, " is mended");
+        tell("%s; %s: %s that are gone are out of force, new ones wait until %s is mended",
+             result->why[bad], other_name, taken, name);
     else
-        tell(result->why[bad], "; users and rooms stay as they were");
+        tell("%s; users and rooms stay as they were", result->why[bad]);
 }
 
 static void finish_reload(struct server *server) {
@@ -327,7 +327,7 @@ static int wait_for_events(struct server *server, struct epoll_event *events) {
     int64_t asked_ms = clock_us() / 1000;
     int n = epoll_wait(server->conns.epoll_fd, events, EVENTS_PER_PASS, sleep_ms(server, asked_ms));
     if (n < 0 && errno != EINTR) {
-        tell("epoll_wait: ", strerror(errno));
+        tell("epoll_wait: %s", strerror(errno));
         abort(); /* EBADF, EFAULT or EINVAL: a defect of this program */
     }
     server->conns.now_us = clock_us();
@@ -424,12 +424,12 @@ static bool add_listener(struct server *server) {
 static int adopt_listeners(struct server *server) {
     int count = listen_count_passed(), max = OPTIONS_LISTEN_MAX - server->options->listen_count;
     if (count < 0 || count > max)
-        return tell("LISTEN_FDS is not a number from 0 to ", DECIMAL((uint64_t)max));
+        return tell("LISTEN_FDS is not a number from 0 to %" PRIu64, (uint64_t)max);
     for (int fd = LISTEN_PASSED_FD; fd < LISTEN_PASSED_FD + count; fd++) {
         struct listening *listening = &server->listening[server->listening_count];
         if (listen_adopt(&listening->listener, fd) == 0 && add_listener(server)) continue;
-        return tell("LISTEN_FDS: descriptor ", DECIMAL((uint64_t)fd),
-                    " is no listening stream socket");
+        return tell("LISTEN_FDS: descriptor %" PRIu64 " is no listening stream socket",
+                    (uint64_t)fd);
     }
     return 0;
 }
@@ -449,7 +449,8 @@ static int open_listeners(struct server *server) {
         int error = errno;
         bool has_no_ipv6 = error == EAFNOSUPPORT || error == EADDRNOTAVAIL;
         if (is_default && i == 1 && has_no_ipv6) continue;
-        return tell("cannot listen on ", text, ": ", strerror(error), listen_way_out(text, error));
+        return tell("cannot listen on %s: %s%s", text, strerror(error),
+                    listen_way_out(text, error));
     }
     return 0;
 }
@@ -457,7 +458,7 @@ static int open_listeners(struct server *server) {
 /* Says where the server listens, now that it does. */
 static void print_ready_lines(const struct server *server) {
     for (int i = 0; i < server->listening_count; i++)
-        text_print(stdout, "roomkeyd: listening on ", server->listening[i].listener.name, "\n");
+        printf("roomkeyd: listening on %s\n", server->listening[i].listener.name);
     fflush(stdout);
 }
 
@@ -475,7 +476,7 @@ static int watch_signals(struct server *server) {
     server->signal_source = (struct source){SOURCE_SIGNAL, fd};
     if (fd >= 0 && conns_watch(&server->conns, &server->signal_source, EPOLL_CTL_ADD, EPOLLIN))
         return 0;
-    return tell("signalfd: ", strerror(errno));
+    return tell("signalfd: %s", strerror(errno));
 }
 
 /* Raises the descriptor limit as far as it goes, and lowers the connection limit to what it
@@ -501,13 +502,6 @@ static void prefer_gathering(void) {
         pthread_setschedparam(pthread_self(), SCHED_BATCH, &parameters);
 }
 
-/* libc lets a thread be cancelled in each call that may wait, and nowhere else, which costs it two
- * atomic operations a call. Nobody cancels this one, so it may as well be anywhere: that is free. */
-static void spare_cancellation_points(void) {
-    /* NOLINTNEXTLINE(cert-pos47-c): the danger is in being cancelled */
-    pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
-}
-
 /* Everything that has to be there before the first connection. Returns 0, or -1, reported. */
 static int start(struct server *server) {
     char why[512] = "out of memory";
@@ -515,7 +509,7 @@ static int start(struct server *server) {
     struct conns *conns = &server->conns;
     if (conns_init(conns) == 0) server->access = access_load(options->dir, why, sizeof why);
     if (server->access) server->store = store_open(options->dir, why, sizeof why);
-    if (!server->store) return tell(why);
+    if (!server->store) return tell("%s", why);
     conns->api = (struct api){.access = server->access,
                               .store = server->store,
                               .origins = slice_of(options->cors),
@@ -531,7 +525,7 @@ static int start(struct server *server) {
     /* Edge-triggered: nobody reads the count, and every addition to it is an event all the same. */
     uint32_t edge = EPOLLIN | EPOLLET;
     if (conns->epoll_fd < 0 || !conns_watch(conns, &server->store_source, EPOLL_CTL_ADD, edge))
-        return tell("epoll: ", strerror(errno));
+        return tell("epoll: %s", strerror(errno));
     return watch_signals(server) < 0 ? -1 : open_listeners(server);
 }
 
@@ -542,8 +536,7 @@ static bool stop(struct server *server) {
     conns_free(&server->conns);
     access_log_write(&server->conns.log);
     if (server->conns.log.size > 0 && !server->conns.log.is_told)
-        tell("access log: the last ", DECIMAL(server->conns.log.size),
-             " bytes are lost: nobody takes them");
+        tell("access log: the last %zu bytes are lost: nobody takes them", server->conns.log.size);
     if (server->reload.is_running) {
         pthread_join(server->reload.thread, NULL);
         access_free(server->reload.result.access);
@@ -566,7 +559,6 @@ static int serve(const struct options *options) {
     find_manager(&server->manager);
     fit_limits(server);
     prefer_gathering();
-    spare_cancellation_points();
     signal(SIGPIPE, SIG_IGN);
     int result = start(server);
     if (result == 0) {

@@ -19,6 +19,9 @@
 #include "clock.h"
 #include "text.h"
 
+#include <assert.h>
+#include <stdarg.h>
+
 #define FIRST_BOUND_US 64 /* of durations; the last one before infinity is 4.2 s */
 #define US_PER_S       1000000
 
@@ -46,26 +49,32 @@ void metrics_count_commit(struct metrics *metrics, uint64_t sets, int64_t us) {
 
 /* ------------------------------------------------------------------------ text */
 
-/* Adds strings. All that there can be has room: see METRICS_TEXT_BYTES. */
-#define put(m, ...)                                                                                \
-    ((m)->text_size +=                                                                             \
-     text_join((m)->text + (m)->text_size, sizeof(m)->text - (m)->text_size, __VA_ARGS__))
+/* Adds text, formatted as by printf. All that there can be has room: see METRICS_TEXT_BYTES. */
+__attribute__((format(printf, 2, 3))) static void put(struct metrics *m, const char *format, ...) {
+    size_t room = sizeof m->text - m->text_size;
+    va_list values;
+    va_start(values, format);
+    int n = vsnprintf(m->text + m->text_size, room, format, values);
+    va_end(values);
+    assert(n >= 0 && (size_t)n < room);
+    m->text_size += (size_t)n;
+}
 
 static void put_family(struct metrics *m, const char *name, const char *type, const char *help) {
-    put(m, "# HELP ", name, " ", help, "\n# TYPE ", name, " ", type, "\n");
+    put(m, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
 }
 
 static void put_value(struct metrics *m, const char *name, const char *help, uint64_t value) {
     bool is_total = strcmp(name + strlen(name) - strlen("_total"), "_total") == 0;
     put_family(m, name, is_total ? "counter" : "gauge", help);
-    put(m, name, " ", DECIMAL(value), "\n");
+    put(m, "%s %" PRIu64 "\n", name, value);
 }
 
 static void put_files(struct metrics *m, const char *name, const char *help, uint64_t users,
                       uint64_t rooms) {
     put_family(m, name, "gauge", help);
-    put(m, name, "{file=\"users\"} ", DECIMAL(users), "\n");
-    put(m, name, "{file=\"rooms\"} ", DECIMAL(rooms), "\n");
+    put(m, "%s{file=\"users\"} %" PRIu64 "\n", name, users);
+    put(m, "%s{file=\"rooms\"} %" PRIu64 "\n", name, rooms);
 }
 
 static void put_histogram(struct metrics *m, const char *name, const char *help,
@@ -76,13 +85,13 @@ static void put_histogram(struct metrics *m, const char *name, const char *help,
     put_family(m, name, "histogram", help);
     for (size_t i = 0; i < METRICS_BUCKETS - 1; i++, bound *= 2) {
         count += histogram->counts[i];
-        put(m, name, "_bucket{le=\"", DECIMAL(bound / unit), ".", PADDED(bound % unit, 6), "\"} ",
-            DECIMAL(count), "\n");
+        put(m, "%s_bucket{le=\"%" PRIu64 ".%06" PRIu64 "\"} %" PRIu64 "\n", name, bound / unit,
+            bound % unit, count);
     }
     count += histogram->counts[METRICS_BUCKETS - 1];
-    put(m, name, "_bucket{le=\"+Inf\"} ", DECIMAL(count), "\n");
-    put(m, name, "_count ", DECIMAL(count), "\n");
-    put(m, name, "_sum ", DECIMAL(sum / unit), ".", PADDED(sum % unit, 6), "\n");
+    put(m, "%s_bucket{le=\"+Inf\"} %" PRIu64 "\n", name, count);
+    put(m, "%s_count %" PRIu64 "\n", name, count);
+    put(m, "%s_sum %" PRIu64 ".%06" PRIu64 "\n", name, sum / unit, sum % unit);
 }
 
 static void put_requests(struct metrics *m) {
@@ -91,8 +100,8 @@ static void put_requests(struct metrics *m) {
     for (size_t at = 0; at < ENDPOINTS; at++)
         for (unsigned status = 100; status < 600; status++)
             if (m->requests[at][status] > 0)
-                put(m, name, "{endpoint=\"", endpoints[at], "\",code=\"", DECIMAL(status), "\"} ",
-                    DECIMAL(m->requests[at][status]), "\n");
+                put(m, "%s{endpoint=\"%s\",code=\"%u\"} %" PRIu64 "\n", name, endpoints[at], status,
+                    m->requests[at][status]);
 }
 
 /* Both endpoints' requests with a status: it says what came of a set, but for one that two outcomes
@@ -102,7 +111,7 @@ static uint64_t sets(const struct metrics *m, unsigned status) {
 }
 
 static void put_outcome(struct metrics *m, const char *outcome, uint64_t count) {
-    put(m, "roomkeyd_sets_total{outcome=\"", outcome, "\"} ", DECIMAL(count), "\n");
+    put(m, "roomkeyd_sets_total{outcome=\"%s\"} %" PRIu64 "\n", outcome, count);
 }
 
 struct slice metrics_text(struct metrics *m) {

@@ -120,7 +120,7 @@ static bool begins_with(const struct command *command, const char *word) {
 static const struct command *find_command(const char *word, const char *next) {
     char words[64];
     if (strchr(word, ' ')) return NULL; /* two words, but in one argument */
-    text_join(words, sizeof words, word, " ", next ? next : "");
+    snprintf(words, sizeof words, "%s %s", word, next ? next : "");
     for (const struct command *command = commands; command < COMMANDS_END; command++)
         if (strcmp(command->name, word) == 0 || strcmp(command->name, words) == 0) return command;
     return NULL;
@@ -134,9 +134,9 @@ static void print_usage(FILE *file, const char *word) {
         if (begins_with(command, word)) is_serve = command == SERVE;
     for (const struct command *command = commands; command < COMMANDS_END; command++)
         if (is_serve ? command == SERVE : begins_with(command, word))
-            text_print(file, "usage: roomkeyd ", command->usage, "\n");
+            fprintf(file, "usage: roomkeyd %s\n", command->usage);
         else if (is_serve)
-            text_print(file, "       roomkeyd ", command->name, " [--help] ...\n");
+            fprintf(file, "       roomkeyd %s [--help] ...\n", command->name);
 }
 
 /* What was asked for has been printed. */
@@ -150,9 +150,9 @@ static int misused(const char *word) {
 
 static int read_listen(const char *text, struct options *options) {
     const char *fault = listen_fault(text);
-    if (fault) return tell("--listen '", text, "': ", fault);
+    if (fault) return tell("--listen '%s': %s", text, fault);
     if (options->listen_count == OPTIONS_LISTEN_MAX)
-        return tell("--listen: given more than ", DECIMAL(OPTIONS_LISTEN_MAX), " times");
+        return tell("--listen: given more than %d times", OPTIONS_LISTEN_MAX);
     options->listen[options->listen_count++] = text;
     return 0;
 }
@@ -160,8 +160,7 @@ static int read_listen(const char *text, struct options *options) {
 static int read_max_connections(const char *text, struct options *options) {
     uint64_t n;
     if (!slice_number(slice_of(text), CONNECTIONS_MAX, &n) || n == 0)
-        return tell("--max-connections: not a number from 1 to ", DECIMAL(CONNECTIONS_MAX), ": '",
-                    text, "'");
+        return tell("--max-connections: not a number from 1 to %d: '%s'", CONNECTIONS_MAX, text);
     options->max_connections = (unsigned)n;
     return 0;
 }
@@ -169,15 +168,14 @@ static int read_max_connections(const char *text, struct options *options) {
 static int read_max_age(const char *text, struct options *options) {
     uint64_t n;
     if (!slice_number(slice_of(text), MAX_AGE_DAYS_MAX, &n) || n == 0)
-        return tell("--max-age: not a number of days from 1 to ", DECIMAL(MAX_AGE_DAYS_MAX), ": '",
-                    text, "'");
+        return tell("--max-age: not a number of days from 1 to %d: '%s'", MAX_AGE_DAYS_MAX, text);
     options->max_age_days = (unsigned)n;
     return 0;
 }
 
 static int read_cors(char *text, struct options *options) {
     if (!api_is_origin_list(slice_of(text)))
-        return tell("--cors: not http[s]://HOST[:PORT],... or *: '", text, "'");
+        return tell("--cors: not http[s]://HOST[:PORT],... or *: '%s'", text);
     for (char *c = text; *c != '\0'; c++) *c = (char)tolower(*c); /* as browsers write origins */
     options->cors = text;
     return 0;
@@ -186,7 +184,7 @@ static int read_cors(char *text, struct options *options) {
 /* A path that is empty is a variable of a script that was not set. */
 static int read_path(const char *name, const char *value, const char **path) {
     *path = value;
-    return value[0] != '\0' ? 0 : tell(name, ": the path is empty");
+    return value[0] != '\0' ? 0 : tell("%s: the path is empty", name);
 }
 
 /* Returns 0, or -1, reported. */
@@ -206,15 +204,14 @@ static int read_option(int letter, char *value, struct options *options) {
 }
 
 static int print_version(void) {
-    text_print(stdout, "roomkeyd " ROOMKEYD_VERSION "\n");
+    printf("roomkeyd " ROOMKEYD_VERSION "\n");
     return finish();
 }
 
 static int print_help(const struct command *command) {
     print_usage(stdout, command->name);
-    text_print(stdout, "\n", command->help);
-    if (command != SERVE)
-        text_print(stdout, strchr(command->takes, 'd') ? DATA_HELP : "", EXIT_HELP);
+    printf("\n%s", command->help);
+    if (command != SERVE) printf("%s%s", strchr(command->takes, 'd') ? DATA_HELP : "", EXIT_HELP);
     return finish();
 }
 
@@ -252,7 +249,7 @@ static int tell_unknown(const char *word) {
     char text[24] = "";
     if (!is_harmless) return tell("unknown option, not repeated here: it may be a token");
     memcpy(text, word, size);
-    return tell("unknown option: '", text, "' (options are not abbreviated)");
+    return tell("unknown option: '%s' (options are not abbreviated)", text);
 }
 
 /* Judges what getopt_long has just found before argv[optind]. Returns the option, or NULL,
@@ -267,13 +264,13 @@ static const struct option *judge_option(const struct command *command, int resu
     } else if (!option || strncmp(word + 2, name, strlen(name)) != 0) {
         tell_unknown(word);
     } else if (result == '?') {
-        tell("--", name, " takes no value");
+        tell("--%s takes no value", name);
     } else if (result == ':') {
-        tell("--", name, " needs a value");
+        tell("--%s needs a value", name);
     } else if (is_apart && strncmp(optarg, "--", 2) == 0) { /* the value was forgotten */
-        tell("--", name, " needs a value; one that begins with -- is written --", name, "=VALUE");
+        tell("--%s needs a value; one that begins with -- is written --%s=VALUE", name, name);
     } else if (option->val != LONG('h') && !strchr(command->takes, option->val - LONG(0))) {
-        tell("--", name, " is not an option of ", command->name);
+        tell("--%s is not an option of %s", name, command->name);
     } else {
         return option;
     }
@@ -289,7 +286,7 @@ static int take_operands(const struct command *command, int count, char **operan
     operands += is_serve;
     if (count < command->operands_min || count > command->operands_max) {
         if (command == SERVE)
-            tell("not a command, or not the first word: '", operands[0], "'");
+            tell("not a command, or not the first word: '%s'", operands[0]);
         else
             tell("too few words, or too many");
         return misused(command->name);
@@ -330,6 +327,6 @@ int options_read(int argc, char **argv, struct options *options) {
         print_usage(stdout, argv[1]);
         return finish();
     }
-    tell("not a command: '", argv[1], "'");
+    tell("not a command: '%s'", argv[1]);
     return misused(argv[1]);
 }

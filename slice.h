@@ -78,6 +78,17 @@ static inline bool slice_number(struct slice s, uint64_t max, uint64_t *number) 
     return s.n > 0;
 }
 
+/* Writes a number in decimal at out, at most SLICE_NUMBER_BYTES. Returns where the next byte goes. */
+#define SLICE_NUMBER_BYTES 20 /* of 2^64 - 1 */
+static inline char *slice_put_number(char *out, uint64_t number) {
+    char digits[SLICE_NUMBER_BYTES];
+    size_t at = sizeof digits;
+    do digits[--at] = (char)('0' + number % 10);
+    while ((number /= 10) > 0);
+    memcpy(out, digits + at, sizeof digits - at);
+    return out + (sizeof digits - at);
+}
+
 /* Whether s is as long as an ID may be. */
 static inline bool slice_has_id_size(struct slice s) { return s.n > 0 && s.n <= ID_MAX_BYTES; }
 

@@ -181,9 +181,9 @@ static void lose(struct store *store, const char *how) {
     store->is_offered = false;
     pthread_mutex_unlock(&store->lock);
     if (!is_new) return;
-    tell(LOG_NAME ": ", how,
-         ": nothing more is written, sets are refused. Put the right log back, "
-         "remove " LOG_NOTE_NAME ", and start again");
+    tell(LOG_NAME ": %s: nothing more is written, sets are refused. Put the right log back, "
+                  "remove " LOG_NOTE_NAME ", and start again",
+         how);
     pthread_cond_signal(&store->work);
     eventfd_write(store->event_fd, 1);
 }
@@ -235,8 +235,8 @@ static const struct log_line *read_back(struct store *store, uint64_t offset) {
     if (n >= 0) {
         lose_by_reading(store);
     } else if (!store->read_failure_told) {
-        tell(LOG_NAME ": cannot read the record at byte ", DECIMAL(offset),
-             " back: ", strerror(error));
+        tell(LOG_NAME ": cannot read the record at byte %" PRIu64 " back: %s", offset,
+             strerror(error));
         store->read_failure_told = true;
     }
     errno = error;
@@ -498,18 +498,21 @@ static int save_torn_tail(struct store *store, uint64_t from, uint64_t size, str
     unsigned number = 1;
     int fd, result = 0;
     do {
-        size_t n = text_join(name, sizeof name, LOG_NAME ".torn-", DECIMAL(from));
-        if (number > 1) text_join(name + n, sizeof name - n, ".", DECIMAL(number));
+        if (number == 1)
+            snprintf(name, sizeof name, LOG_NAME ".torn-%" PRIu64, from);
+        else
+            snprintf(name, sizeof name, LOG_NAME ".torn-%" PRIu64 ".%u", from, number);
         fd = openat(store->place.dir_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     } while (fd < 0 && errno == EEXIST && ++number <= 1000);
-    if (fd < 0) return text_fail(why, name, ": cannot save the torn tail: ", strerror(errno));
+    if (fd < 0) return text_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
     log_give_to_owner(store->place.dir_fd, fd);
     if (log_copy(store->place.log_fd, fd, from, size, 0) == 0 && log_sync_all(fd) == 0 &&
         log_sync_all(store->place.dir_fd) == 0) {
-        tell(LOG_NAME ": a crash left a torn tail of ", DECIMAL(size - from), " bytes at byte ",
-             DECIMAL(from), ", never acknowledged: moved to ", name);
+        tell(LOG_NAME ": a crash left a torn tail of %" PRIu64 " bytes at byte %" PRIu64
+                      ", never acknowledged: moved to %s",
+             size - from, from, name);
     } else {
-        result = text_fail(why, name, ": cannot save the torn tail: ", strerror(errno));
+        result = text_fail(why, "%s: cannot save the torn tail: %s", name, strerror(errno));
         unlinkat(store->place.dir_fd, name, 0);
     }
     close(fd);
@@ -522,22 +525,24 @@ static int repair(struct replay *replay, enum log_fault fault, struct text_why w
     uint64_t bad = replay->end, at;
     struct rest rest = {.bad = bad, .batch = replay->batch};
     if (fault == LOG_NEWER)
-        return text_fail(why, LOG_NAME ": byte ", DECIMAL(bad), ": ", log_fault_text(fault));
+        return text_fail(why, LOG_NAME ": byte %" PRIu64 ": %s", bad, log_fault_text(fault));
     struct log_reader reader = {
         .fd = store->place.log_fd, .buffer = replay->reader.buffer, .offset = bad};
     if (weigh_rest(store, &rest, &reader) < 0)
-        return text_fail(why, LOG_NAME ": ", strerror(errno));
+        return text_fail(why, LOG_NAME ": %s", strerror(errno));
     const char *cause = find_cause(&rest, &at);
     if (cause)
-        return text_fail(why, LOG_NAME ": byte ", DECIMAL(at), ": ", cause,
-                         "; nothing has been changed");
+        return text_fail(why, LOG_NAME ": byte %" PRIu64 ": %s; nothing has been changed", at,
+                         cause);
     if (rest.highest > bad)
-        return text_fail(why, LOG_NAME ": damaged at byte ", DECIMAL(bad), ": ",
-                         log_fault_text(fault), ", but what follows shows that it was on disk; ",
-                         "nothing has been changed");
+        return text_fail(
+            why,
+            LOG_NAME ": damaged at byte %" PRIu64
+                     ": %s, but what follows shows that it was on disk; nothing has been changed",
+            bad, log_fault_text(fault));
     if (save_torn_tail(store, bad, reader.offset, why) < 0) return -1;
     if (log_cut(store->place.log_fd, bad) == 0) return 0;
-    return text_fail(why, LOG_NAME ": cannot cut the torn tail: ", strerror(errno));
+    return text_fail(why, LOG_NAME ": cannot cut the torn tail: %s", strerror(errno));
 }
 
 /* Ready for the first record. Returns 0 with a reader whose buffer has to be freed, or -1. */
@@ -589,13 +594,13 @@ static int secure_end(struct store *store, const struct replay *replay, struct t
         store->rewrite_from = from;
         store->is_short_of_space = true;
     } else {
-        return text_fail(why,
-                         LOG_NAME ": cannot bring the last batch to disk again: ", strerror(errno));
+        return text_fail(why, LOG_NAME ": cannot bring the last batch to disk again: %s",
+                         strerror(errno));
     }
     if (log_sync_all(store->place.dir_fd) < 0)
-        return text_fail(why, "cannot sync the directory: ", log_sync_error(errno));
+        return text_fail(why, "cannot sync the directory: %s", log_sync_error(errno));
     if (log_read_end(fd, end, &store->end) < 0)
-        return text_fail(why, LOG_NAME ": ", strerror(errno));
+        return text_fail(why, LOG_NAME ": %s", strerror(errno));
     store->open->start = store->log_bytes = end;
     store->open->base = from;
     store->is_seal_due = !is_sealed;
@@ -611,7 +616,7 @@ static int replay_log(struct store *store, struct text_why why) {
     int result = 0;
     posix_fadvise(store->place.log_fd, 0, 0, POSIX_FADV_NORMAL);
     if (fault == LOG_UNREADABLE)
-        result = text_fail(why, LOG_NAME ": ", strerror(errno));
+        result = text_fail(why, LOG_NAME ": %s", strerror(errno));
     else if (fault != LOG_VALID)
         result = repair(&replay, fault, why);
     free(replay.reader.buffer);
@@ -624,7 +629,7 @@ static int lock(int fd, struct text_why why) {
     if (flock(fd, LOCK_EX | LOCK_NB) == 0) return 0;
     if (errno == EWOULDBLOCK) return text_fail(why, "in use by another roomkeyd");
     bool is_unknown = errno == ENOSYS || errno == ENOLCK || errno == EOPNOTSUPP || errno == EINVAL;
-    return text_fail(why, "cannot lock the directory and the log in it: ", strerror(errno),
+    return text_fail(why, "cannot lock the directory and the log in it: %s%s", strerror(errno),
                      is_unknown ? " (the file system has no locks, or they are turned off; without "
                                   "one two servers could set one room)"
                                 : "");
@@ -635,7 +640,7 @@ static int lock(int fd, struct text_why why) {
 static int guard_log(struct store *store, struct text_why why) {
     if (log_leave_mark(store->place.dir_fd) < 0) {
         if (!is_no_space(errno))
-            return text_fail(why, LOG_MARK_NAME ": cannot make it: ", log_sync_error(errno));
+            return text_fail(why, LOG_MARK_NAME ": cannot make it: %s", log_sync_error(errno));
         tell(LOG_NAME ": no space for " LOG_MARK_NAME " beside it: the next start will try again");
     }
     store->place.is_comparable = log_is_comparable(&store->place);
@@ -643,7 +648,7 @@ static int guard_log(struct store *store, struct text_why why) {
         tell(LOG_NAME ": this file system numbers its files differently at each look: if another "
                       "file takes the place of the log, that is not seen");
     const char *change = log_find_change(&store->place, &store->end);
-    return change ? text_fail(why, LOG_NAME ": ", change, ", while it was read") : 0;
+    return change ? text_fail(why, LOG_NAME ": %s, while it was read", change) : 0;
 }
 
 /* ------------------------------------------------------------------------ the committer */
@@ -662,10 +667,11 @@ static bool look(struct store *store) {
 /* The note that a lost log asks for. */
 static void leave_note(struct store *store) {
     char line[256];
-    text_join(line, sizeof line, LOG_NAME ": ", store->lost);
+    snprintf(line, sizeof line, LOG_NAME ": %s", store->lost);
     if (log_leave_note(store->place.dir_fd, line) < 0)
-        tell(LOG_NAME ": cannot make " LOG_NOTE_NAME ": ", strerror(errno),
-             ": do not start again before the right log is back");
+        tell(LOG_NAME ": cannot make " LOG_NOTE_NAME
+                      ": %s: do not start again before the right log is back",
+             strerror(errno));
     store->has_left_note = true;
 }
 
@@ -705,12 +711,13 @@ static enum outcome commit(struct store *store, const struct batch *batch) {
     }
     bool is_full = !is_written && is_no_space(errno);
     if (!is_full || !store->is_short_of_space)
-        tell(LOG_NAME, is_written ? ": fdatasync: " : ": write: ", strerror(errno),
-             ": sets are refused ", is_full ? "while that lasts" : "until restart");
+        tell(LOG_NAME "%s%s: sets are refused %s",
+             is_written ? ": fdatasync: " : ": write: ", strerror(errno),
+             is_full ? "while that lasts" : "until restart");
     store->is_short_of_space = is_full;
     if (log_cut(store->place.log_fd, batch->start) == 0)
         return is_full ? NOT_COMMITTED : DISK_FAILED;
-    tell(LOG_NAME ": ftruncate: ", strerror(errno), ": sets are refused until restart");
+    tell(LOG_NAME ": ftruncate: %s: sets are refused until restart", strerror(errno));
     return DISK_FAILED;
 }
 
@@ -788,14 +795,14 @@ static void *committer_main(void *argument) {
 
 static int start_committer(struct store *store, struct text_why why) {
     store->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (store->event_fd < 0) return text_fail(why, "eventfd: ", strerror(errno));
+    if (store->event_fd < 0) return text_fail(why, "eventfd: %s", strerror(errno));
     /* Signals are the owner's business: the committer inherits a mask that blocks them all. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&store->committer, NULL, committer_main, store);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error) return text_fail(why, "cannot start the committer: ", strerror(error));
+    if (error) return text_fail(why, "cannot start the committer: %s", strerror(error));
     store->committer_runs = true;
     return 0;
 }
@@ -887,9 +894,9 @@ static struct store *make_store(const char *dir, struct text_why why) {
     pthread_cond_init(&store->idle, NULL);
     for (int i = 0; i < 3; i++) store->batches[i].index.is_small = true;
     if (getrandom(&store->key, sizeof store->key, 0) != (ssize_t)sizeof store->key)
-        text_fail(why, "getrandom: ", strerror(errno));
+        text_fail(why, "getrandom: %s", strerror(errno));
     else if ((store->place.dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
-        text_fail(why, strerror(errno));
+        text_fail(why, "%s", strerror(errno));
     else
         return store;
     store_close(store);
@@ -898,8 +905,9 @@ static struct store *make_store(const char *dir, struct text_why why) {
 
 /* Where a reason goes: behind the directory that it is about. */
 static struct text_why about(const char *dir, char *why, size_t why_size) {
-    size_t n = text_join(why, why_size, dir, ": ");
-    return (struct text_why){why + n, why_size - n};
+    int n = snprintf(why, why_size, "%s: ", dir);
+    size_t used = (size_t)n < why_size ? (size_t)n : why_size - 1;
+    return (struct text_why){why + used, why_size - used};
 }
 
 struct store *store_open(const char *dir, char *why, size_t why_size) {
@@ -1177,7 +1185,7 @@ static int inspect_log(struct store *store, struct store_inspection *inspection,
         if (inspect_line(&replay, inspection, &span) < 0) got = -1;
     inspection->size = replay.reader.offset;
     if (got < 0 || log_sync_seen(store->place.log_fd) < 0)
-        got = text_fail(why, LOG_NAME ": ", strerror(errno));
+        got = text_fail(why, LOG_NAME ": %s", strerror(errno));
     free(replay.reader.buffer);
     if (!inspection->fault) inspection->fault_offset = inspection->size;
     inspection->cause = find_cause(&replay.rest, &inspection->cause_offset);

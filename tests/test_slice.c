@@ -5,6 +5,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <cmocka.h>
@@ -112,12 +113,29 @@ static void a_number_is_digits_up_to_a_limit(void **state) {
     }
 }
 
+static void a_number_is_written_as_printf_does(void **state) {
+    char printed[32], written[SLICE_NUMBER_BYTES + 1];
+    (void)state;
+    for (uint64_t power = 1;; power *= 10) {
+        const uint64_t numbers[] = {power - 1, power, power + 1, UINT64_MAX - power, UINT64_MAX};
+        for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+            int n = snprintf(printed, sizeof printed, "%llu", (unsigned long long)numbers[i]);
+            memset(written, '#', sizeof written);
+            assert_ptr_equal(slice_put_number(written, numbers[i]), written + n);
+            assert_memory_equal(written, printed, (size_t)n);
+            assert_int_equal(written[n], '#');
+        }
+        if (power > UINT64_MAX / 10) break;
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_bytes_end_before_the_first_other),
         cmocka_unit_test(plain_bytes_need_not_fill_a_word),
         cmocka_unit_test(an_id_is_utf8_without_nul),
         cmocka_unit_test(a_number_is_digits_up_to_a_limit),
+        cmocka_unit_test(a_number_is_written_as_printf_does),
     };
     return cmocka_run_group_tests_name("slice", tests, NULL, NULL);
 }
