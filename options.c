@@ -25,6 +25,7 @@
 
 #include <ctype.h>
 #include <getopt.h>
+#include <stdlib.h>
 
 #define CONNECTIONS_DEFAULT 16384
 #define CONNECTIONS_MAX     1000000
@@ -305,6 +306,7 @@ static int read_arguments(const struct command *command, int argc, char **argv,
                           struct options *options) {
     int result;
     opterr = 0;
+    unsetenv("POSIXLY_CORRECT"); /* options may follow operands, whatever the environment says */
     while ((result = getopt_long(argc, argv, ":", known, NULL)) != -1) {
         const struct option *option = judge_option(command, result, argv);
         if (!option) return misused(command->name);
