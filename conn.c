@@ -13,8 +13,8 @@
  *       |                                         |    |
  *       `-------------keep-alive------------------'    `---close---> LINGER
  *
- * A deadline leads from each of them but COMMIT to CLOSED, in HEAD and BODY by way of a 408, and an
- * error does from all of them.
+ * A deadline leads from each of them but COMMIT to CLOSED, in HEAD and BODY by way of a 408. An error
+ * leads there from all of them, and so does the end of the client (7).
  *
  * Every list but COMMIT's has one duration for all, so it is ordered by deadline as it stands, and
  * its first connection is the one to judge. COMMIT has none: the disk takes the time it takes.
@@ -384,7 +384,8 @@ void conns_handle_event(struct conns *conns, struct source *source, uint32_t eve
         lose_client(conn);
         queue_write(conns, conn); /* where it closes, unless something is still to be applied */
     } else if (has_ended && (events & EPOLLERR || !(events & EPOLLIN))) {
-        close_conn(conns, conn); /* with unread input that would be a reset */
+        /* It lingers no longer: to close before all input was read would have been a reset. */
+        close_conn(conns, conn);
         return;
     }
     if (events & EPOLLOUT) queue_write(conns, conn);
@@ -479,29 +480,28 @@ static void linger(struct conns *conns, struct conn *conn) {
     conn->in = NULL;
     conn->has_input = false;
     enter(conns, conn, CONN_LINGER);
-    if (conn->peer_done || shutdown(conn->source.fd, SHUT_WR) < 0)
+    if (shutdown(conn->source.fd, SHUT_WR) < 0)
         close_conn(conns, conn);
     else
         watch_input(conns, conn);
 }
 
-/* Whether the client has gone, and has sent nothing that is still to be applied. */
-static bool is_over(const struct conn *conn) {
-    return conn->is_gone &&
-           (conn->closing || (!conn->has_input && (conn->peer_done || !has_more(conn))));
+/* Whether there is nothing left to do: no reply is to be sent, and no request will be applied. The
+ * rest of a request, if there is one, will never come. */
+static bool is_over(const struct conn *conn, bool is_free) {
+    if (!conn->is_gone && !(is_free && conn->peer_done)) return false;
+    return conn->closing || (!conn->has_input && (conn->peer_done || !has_more(conn)));
 }
 
 /* Gives a connection the state that follows from what it holds. */
 static void choose_state(struct conns *conns, struct conn *conn) {
     bool is_free = !conn->ticket && unsent(conn) == 0;
-    if (is_over(conn)) {
+    if (is_over(conn, is_free)) {
         close_conn(conns, conn);
     } else if (is_free && conn->closing) {
         linger(conns, conn);
     } else if (is_free && conn->has_input) {
         queue_write(conns, conn); /* in the next pass, and to be applied before that */
-    } else if (is_free && conn->peer_done) {
-        close_conn(conns, conn); /* the rest of a request, if there is one, will never come */
     } else {
         enum conn_state state = conn->ticket                  ? CONN_COMMIT
                                 : !is_free                    ? CONN_WRITE

@@ -459,7 +459,7 @@ class AnyTransport:
     def request(self):
         """A request and its reply."""
         name = f"room-{next(self.names)}"
-        padding = b" " * self.chance.choice([0, 0, 0, 1, 50, 4000, 30_000])
+        padding = b" " * self.chance.choice([0, 0, 0, 1, 50, 4000, 12_000])
         body = padding + compact({"rid": name, "keyID": "k"})
         half = self.chance.randrange(1, len(body))
         return self.chance.choice([
