@@ -13,8 +13,8 @@
  *       |                                         |    |
  *       `-------------keep-alive------------------'    `---close---> LINGER
  *
- * A deadline leads from each of them but COMMIT to CLOSED, in HEAD and BODY by way of a 408. An error
- * leads there from all of them, and so does the end of the client (7).
+ * A deadline leads from each of them but COMMIT to CLOSED, in HEAD and BODY by way of a 408. An
+ * error leads there from all of them, and so does the departure of the client (7).
  *
  * Every list but COMMIT's has one duration for all, so it is ordered by deadline as it stands, and
  * its first connection is the one to judge. COMMIT has none: the disk takes the time it takes.
@@ -30,19 +30,19 @@
  *      client gets, or 499 if it is known by then that the client has gone.
  *   5. Buffers are bounded: HTTP_MAX_REQUEST_BYTES in, OUT_LIMIT_BYTES and one reply out; an idle
  *      connection has none (CONN_SPARE_OUTBOXES empty ones, for whoever is next, belong to nobody).
- *   6. Nothing that has arrived is forgotten. A TCP socket is watched edge-triggered: epoll reports an
- *      arrival once, and does not look again at a socket that has been served. That suffices where
- *      recv has taken all that was there, which is certain if it left room in the buffer. Where
- *      something may be left, .watched is 0: when the connection may go on, epoll is asked anew, and
- *      then it looks. But not every recv takes what it has room for (.may_stop_short): on a TCP
- *      socket it stops at urgent data, which epoll reports as EPOLLPRI; on a Unix socket, after a
- *      descriptor that was sent with the bytes, and between the bytes of two senders; on others, at
- *      the end of a message. Such a socket is watched level-triggered: epoll reports it in every
- *      pass until it is empty.
- *   7. Requests that have arrived whole are applied, in order, also when their client has gone: after
- *      a close or a reset the kernel still has what came before it. Such a connection (.is_gone)
- *      takes the same way as all others, but its replies are dropped instead of sent, and it closes
- *      as soon as nothing is left to be applied.
+ *   6. Nothing that has arrived is forgotten. A TCP socket is watched edge-triggered: epoll reports
+ *      an arrival once, and does not look again at a socket that has been served. That suffices
+ *      where recv has taken all that was there, which is certain if it left room in the buffer.
+ *      Where something may be left, .watched is 0: when the connection may go on, epoll is asked
+ *      anew, and then it looks. But not every recv takes what it has room for (.may_stop_short): on
+ *      a TCP socket it stops at urgent data, which epoll reports as EPOLLPRI; on a Unix socket,
+ *      after a descriptor that was sent with the bytes, and between the bytes of two senders; on
+ *      others, at the end of a message. Such a socket is watched level-triggered: epoll reports it
+ *      in every pass until it is empty.
+ *   7. Requests that have arrived whole are applied, in order, also when their client has gone:
+ *      after a close or a reset the kernel still has what came before it. Such a connection
+ *      (.is_gone) takes the same way as all others, but its replies are dropped instead of sent,
+ *      and it closes as soon as nothing is left to be applied.
  */
 #include "conn.h"
 
@@ -70,10 +70,10 @@
 #define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
 #define OUT_FIRST_BYTES 1280  /* likewise for replies; enough for one of nearly all */
 
-/* What a connection waits for. Edge-triggered (EPOLLET): what is there when it is asked for, or comes
- * later, is told once, and costs no second look by the kernel when it has been dealt with. EPOLLPRI:
- * something urgent is there; EPOLLRDHUP: the client has shut its end. Errors, and the end of both
- * directions (EPOLLHUP), are told unasked. */
+/* What a connection waits for. Edge-triggered (EPOLLET): what is there when it is asked for, or
+ * comes later, is told once, and costs no second look by the kernel when it has been dealt with.
+ * EPOLLPRI: something urgent is there. EPOLLRDHUP: the client has shut its end. Errors, and the end
+ * of both directions (EPOLLHUP), are told unasked. */
 #define INPUT       (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET)
 #define INPUT_LEVEL (EPOLLIN | EPOLLRDHUP) /* told in every pass until it is taken */
 #define OUTPUT      (EPOLLOUT | EPOLLET)
@@ -249,6 +249,7 @@ static void add_reply(struct conns *conns, struct conn *conn) {
     reply->varies_by_origin = conns->api.origins.n > 0 && conns->api.origins.p[0] != '*';
     conn->reply_begin = conn->out->size;
     conn->out->size += http_write_reply(to, reply, current_date(conns));
+    assert(conn->out->size <= conn->out->capacity);
     conn->ticket = conns->reply.ticket;
     queue_write(conns, conn);
 }
@@ -304,6 +305,7 @@ static void add_continue(struct conns *conns, struct conn *conn) {
  * the others' turn. */
 static void apply(struct conns *conns, struct conn *conn, struct inbox *in) {
     struct http_request *request = &in->request;
+    assert(in->begin <= in->end && in->end <= in->capacity);
     conn->has_input = false;
     for (int i = 0; i < APPLY_PER_PASS && may_apply(conn) && in->begin < in->end; i++) {
         size_t size = in->end - in->begin;
@@ -476,6 +478,7 @@ static void send_replies(struct conns *conns, struct conn *conn) {
  * while the client still sends would reset the connection, and the reset may overtake the reply
  * (RFC 9112, 9.6). */
 static void linger(struct conns *conns, struct conn *conn) {
+    assert(!conn->ticket && unsent(conn) == 0 && !conn->peer_done);
     free(conn->in);
     conn->in = NULL;
     conn->has_input = false;

@@ -482,8 +482,8 @@ def test_a_client_that_leaves_while_its_set_waits(serve_at, rest):
 
 @pytest.mark.parametrize("leave", [Client.reset, shut_both_ends])
 def test_a_client_that_leaves_is_forgotten_before_a_slow_disk_is_done(serve, tmp_path, leave):
-    """Where nothing else of it is to be applied: clients that lose their patience and come again are
-    not to fill up the connections."""
+    """Where nothing else of it is to be applied: clients that lose their patience and come again
+    are not to fill up the connections."""
     server = serve(listen=["127.0.0.1:0", f"unix:{tmp_path / 'socket'}"],
                    **inject("delay_enter=3000000"))
     client = Client(server.addresses[leave is shut_both_ends])
@@ -533,7 +533,7 @@ def test_a_client_that_leaves_a_server_that_stops(serve_at):
 
 @pytest.mark.parametrize("leave", WAYS_TO_LEAVE)
 def test_a_refused_client_that_leaves(serve_at, leave):
-    """While the server waits for it to see the refusal, and with more unread than a buffer takes."""
+    """While the server waits for it to see the refusal; and more is unread than a buffer takes."""
     server = serve_at()
     with server.client() as client:
         client.send(b"BAD\r\n\r\n")
