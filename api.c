@@ -278,8 +278,8 @@ struct method_call {
     char message[HTTP_MAX_BODY_BYTES]; /* decoded: escapes only make a text longer, so it fits */
 };
 
-/* Reads a call's ID, which the reply repeats as a string: a number as it is written, null as an empty
- * one. Returns whether it may be one; there may be none, too. */
+/* Reads a call's ID, which the reply repeats as a string: a number as it is written, null as an
+ * empty one. Returns whether it may be one; there may be none, too. */
 static bool read_id(struct json *json, struct argument *id) {
     const jsmntok_t *value = json_member(json, json->root, SLICE("id"));
     read_argument(json, value, id);

@@ -445,6 +445,32 @@ def test_more_sets_than_fit_a_buffer_of_a_client_that_leaves(serve_at):
     wait_for_end(server, descriptors - 1)
 
 
+def test_many_clients_that_leave(serve_at):
+    """More than the server remembers: each has had its turn, those that are remembered get the rest
+    of theirs, and the others do not wait for that."""
+    server, count, remembered = serve_at(), 300, 256
+    with server.client() as other:
+        assert other.ask(HEALTHZ).body == b"ok"
+        descriptors = server.descriptors()
+        clients = [server.client() for _ in range(count)]
+        for client in clients:
+            assert client.ask(HEALTHZ).body == b"ok"
+        with server.standing_still():
+            for i, client in enumerate(clients):
+                client.send(sets(10 * i, 10 * i + 3))
+                client.socket.shutdown(socket.SHUT_RDWR)
+        assert other.ask(HEALTHZ).body == b"ok"
+        wait_for_end(server, descriptors)
+        for client in clients:
+            client.close()
+    server.stop()
+    made = {room for _, room, _ in records(server.log())}
+    assert {f"r{10 * i}" for i in range(count)} <= made
+    for i in range(count):
+        assert f"r{10 * i + 1}" in made or f"r{10 * i + 2}" not in made, "not in order"
+    assert len(made) >= 3 * remembered + (count - remembered)
+
+
 @pytest.mark.parametrize("leave", WAYS_TO_LEAVE[:2])
 @pytest.mark.parametrize("part", [1, 100, -1])
 def test_half_a_request_of_a_client_that_leaves(serve_at, leave, part):
@@ -482,8 +508,8 @@ def test_a_client_that_leaves_while_its_set_waits(serve_at, rest):
 
 @pytest.mark.parametrize("leave", [Client.reset, shut_both_ends])
 def test_a_client_that_leaves_is_forgotten_before_a_slow_disk_is_done(serve, tmp_path, leave):
-    """Where nothing else of it is to be applied: clients that lose their patience and come again are
-    not to fill up the connections."""
+    """Where nothing else of it is to be applied: clients that lose their patience and come again
+    are not to fill up the connections."""
     server = serve(listen=["127.0.0.1:0", f"unix:{tmp_path / 'socket'}"],
                    **inject("delay_enter=3000000"))
     client = Client(server.addresses[leave is shut_both_ends])
@@ -533,7 +559,7 @@ def test_a_client_that_leaves_a_server_that_stops(serve_at):
 
 @pytest.mark.parametrize("leave", WAYS_TO_LEAVE)
 def test_a_refused_client_that_leaves(serve_at, leave):
-    """While the server waits for it to see the refusal, and with more unread than a buffer takes."""
+    """While the server waits for it to see the refusal; and more is unread than a buffer takes."""
     server = serve_at()
     with server.client() as client:
         client.send(b"BAD\r\n\r\n")

@@ -161,8 +161,9 @@ def coding(*values):
 
 @pytest.mark.parametrize("values", [("identity",), ("Identity",), ("IDENTITY",), ("",), ()])
 def test_bodies_that_are_not_coded(server, values):
-    server.ask(post({"rid": "r", "keyID": "k"}, (*ALICE_FIELDS, *coding(*values)))).is_json(200, SUCCESS)
-    call = request("POST", CALL_PATH, (*ALICE_FIELDS, *coding(*values)), b"{}")
+    fields = (*ALICE_FIELDS, *coding(*values))
+    server.ask(post({"rid": "r", "keyID": "k"}, fields)).is_json(200, SUCCESS)
+    call = request("POST", CALL_PATH, fields, b"{}")
     server.ask(call).is_json(400, match_error("undefined"))
 
 

@@ -291,9 +291,9 @@ def test_an_end_right_behind_a_request(server):
 
 # ---- what a recv leaves behind -----------------------------------------------------------------
 #
-# A recv may stop before the end of what is there although it has room for more. The server stands still
-# while the bytes arrive, so that they are all there when it looks; nothing comes afterwards that could
-# make it look again.
+# A recv may stop before the end of what is there although it has room for more. The server stands
+# still while the bytes arrive, so that they are all there when it looks; nothing comes afterwards
+# that could make it look again.
 
 
 def send_urgent(client):
@@ -311,8 +311,9 @@ def with_descriptor(client, data):
 def of_another_process(client, data):
     """Sends bytes that are another process's: a recv does not join them to ours where it could be
     asked whose they are (SO_PASSCRED)."""
-    subprocess.run(["/usr/bin/python3", "-I", "-c", "import os, sys; os.write(1, sys.stdin.buffer.read())"],
-                   input=data, stdout=client.socket.fileno(), check=True, timeout=TIMEOUT_S)
+    program = "import os, sys; os.write(1, sys.stdin.buffer.read())"
+    subprocess.run(["/usr/bin/python3", "-I", "-c", program], input=data,
+                   stdout=client.socket.fileno(), check=True, timeout=TIMEOUT_S)
 
 
 @pytest.fixture(name="unix")
@@ -370,8 +371,8 @@ def test_an_urgent_byte_to_a_server_that_stops(server):
 
 
 def test_an_urgent_byte_after_a_mistake(server):
-    """What a refused client still sends is read to its end. To close before that would be a reset, and
-    a reset may overtake the reply."""
+    """What a refused client still sends is read to its end. To close before that would be a reset,
+    and a reset may overtake the reply."""
     with server.client() as client:
         client.send(b"BAD\r\n\r\n")
         assert select.select([client.socket], [], [], TIMEOUT_S)[0]  # so it waits for our end
@@ -406,7 +407,7 @@ def test_a_descriptor_with_a_request(unix, first):
 
 
 def test_requests_of_two_processes(serve, tmp_path):
-    """A connection that two processes share, to a socket of a manager who wants to know who sends."""
+    """A connection that two processes share, to a manager's socket that is to tell who sends."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         listener.bind(str(tmp_path / "socket"))
@@ -471,9 +472,9 @@ class AnyTransport:
         ])
 
     def send(self, requests):
-        """Sends requests in pieces, many of which end with a request. Of urgent bytes the kernel knows
-        one at a time: an earlier one that is not passed yet becomes a part of the stream. So there is
-        one at most, and not last."""
+        """Sends requests in pieces, many of which end with a request. Of urgent bytes the kernel
+        knows one at a time: an earlier one that is not passed yet becomes a part of the stream. So
+        there is one at most, and not last."""
         data, ends = b"".join(requests), list(itertools.accumulate(map(len, requests)))
         cuts = set(self.chance.sample(range(1, len(data)), self.chance.randrange(4)))
         cuts = sorted(cuts | {end for end in ends[:-1] if self.chance.random() < 0.6})
@@ -488,7 +489,7 @@ class AnyTransport:
                 self.client.send(piece)
 
     def turn(self):
-        """Sends some requests, most of the time while the server does not look; reads the replies."""
+        """Sends some requests, mostly while the server does not look, and reads the replies."""
         requests = [self.request() for _ in range(self.chance.randrange(1, 5))]
         wires = [wire for wire, _, _ in requests]
         if self.chance.random() < 0.8:

@@ -352,7 +352,7 @@ def test_a_client_that_does_not_wait(serve, path):
 
 
 def test_a_client_that_leaves_before_it_is_looked_at(serve, path, tmp_path):
-    """Whatever it has asked for happens, is counted, and has its line: 499, since it got no reply."""
+    """Whatever it has asked for happens, is counted and has its line: 499, as it got no reply."""
     server = serve("--access-log", path, listen=["127.0.0.1:0", f"unix:{tmp_path / 'socket'}"])
     with server.standing_still():
         for address, leave in zip(server.addresses, (Client.reset, Client.close)):
