@@ -22,8 +22,8 @@ First all single faults, shuffled: each use of each call, with each errno, once 
 good; and some that belong together. In the time that is left, several at random. SEED decides the
 order and the random ones.
 
-    ROOMKEYD_FAULTS=build/asan/tests/faults SECONDS=60 SEED=1 python3 tests/faults.py
-    FAULTS='send 3 1 11' ... python3 tests/faults.py      only this run, told in detail
+    ROOMKEYD_FAULTS=build/asan/tests/faults SECONDS=60 SEED=1 python3 tests/crash/faults.py
+    FAULTS='send 3 1 11' ... python3 tests/crash/faults.py      only this run, told in detail
 
 Exit code 1: a violation, with the FAULTS that repeat it; or a call that never failed.
 """
@@ -45,6 +45,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 
 from server import (
     ALICE_FIELDS,

@@ -1,8 +1,8 @@
 """Clients that are slow, silent, greedy or gone, and what they cost everybody else: nothing.
 
 Proves each deadline and each bound on a connection, always with a second client that is served in
-the meantime. The deadlines themselves are seen on ROOMKEYD_QUICK, whose constants are about half a
-second; the other bounds with the constants as they are shipped.
+the meantime. The deadlines themselves are seen on ROOMKEYD_SHORT_DEADLINES, whose constants are less
+than a second; the other bounds with the constants as they are shipped.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ LONG_S, DRIP_S = 30, 0.1
 
 @pytest.fixture(name="quick")
 def _quick(serve):
-    return serve(program=binary("ROOMKEYD_QUICK"))
+    return serve(program=binary("ROOMKEYD_SHORT_DEADLINES"))
 
 
 def is_served(client):
@@ -107,7 +107,7 @@ def test_a_head_that_stops_is_told_so_without_content(quick):
 def test_a_page_may_read_that_its_request_stopped(serve):
     """Of the request that stopped, not of the one before it."""
     quick = serve("--cors", "https://a.example,https://b.example",
-                  program=binary("ROOMKEYD_QUICK"))
+                  program=binary("ROOMKEYD_SHORT_DEADLINES"))
     with quick.client() as client:
         client.ask(request("GET", "/healthz", (("Origin", "https://a.example"),)))
         client.send(request("POST", "/", (("Origin", "https://b.example"), ("Content-Length", "5"))))
@@ -142,7 +142,7 @@ def test_a_busy_connection_is_not_idle(quick):
 
 def test_a_connection_that_waits_for_the_disk_is_not_idle(serve):
     """A sync may take longer than any deadline for clients: it is the server that is slow here."""
-    server = serve(program=binary("ROOMKEYD_QUICK"), **inject("delay_enter=2500000"))
+    server = serve(program=binary("ROOMKEYD_SHORT_DEADLINES"), **inject("delay_enter=2500000"))
     server.set("room", "key").is_json(200, SUCCESS)
 
 
