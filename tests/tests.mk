@@ -145,8 +145,9 @@ pytest = ROOMKEYD=build/$(1)/roomkeyd ROOMKEYD_SHORT_DEADLINES=build/$(or $(2),s
          $(PYTHON) -m pytest -q -p no:cacheprovider
 BINARIES := build/short-deadlines/roomkeyd build/release/roomkeyd build/static/roomkeyd build/asan/tests/faults
 
+# TESTS= names some of them, with options of pytest: make server TESTS='tests/server/test_http.py -x'
 server: build/asan/roomkeyd $(BINARIES)
-	$(call pytest,asan) tests
+	$(call pytest,asan) $(or $(TESTS),tests)
 
 #: make cover           which lines make test runs
 # apt-get install gcovr. Fails when a test does, or when a file has fewer than COVER_MIN % of its lines
@@ -173,17 +174,17 @@ cover: $(COVERED) build/release/roomkeyd build/static/roomkeyd
 #: make test-ecosystem  the heavy clients
 # Clients and tools that are heavy to install. A missing one is a failure.
 test-ecosystem: $(BINARIES)
-	$(call pytest,release) tests/ecosystem
+	$(call pytest,release) $(or $(TESTS),tests/ecosystem)
 
 #: make m32             the whole-server tests against a 32-bit build
 m32: build/m32/roomkeyd $(BINARIES)
-	$(call pytest,m32) tests
+	$(call pytest,m32) $(or $(TESTS),tests)
 
 #: make tsan            data races
 # The store's units and the whole server.
 tsan: build/tsan/tests/test_store build/tsan/roomkeyd $(BINARIES)
 	build/tsan/tests/test_store
-	$(call pytest,tsan) --ignore=tests/crash/test_faults.py tests
+	$(call pytest,tsan) --ignore=tests/crash/test_faults.py $(or $(TESTS),tests)
 
 #: make torture         what could lose a key; SECONDS= and SEED=
 # Crash states, kills under load, failing calls, what people do to the log of a running server, a log
