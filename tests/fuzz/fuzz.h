@@ -3,13 +3,13 @@
  *
  * A target is a file fuzz_X.c with one LLVMFuzzerTestOneInput. Linked with libFuzzer it is driven
  * by inputs that are bred for coverage (`make fuzz`); linked with fuzz_main.c it replays
- * tests/corpus/X under any compiler (`make test`). Either way it checks more than that nothing
+ * tests/fuzz/corpus/X under any compiler (`make test`). Either way it checks more than that nothing
  * crashes: each target says at its top what its oracle is.
  */
 #ifndef FUZZ_H
 #define FUZZ_H
 
-#include "../slice.h"
+#include "slice.h"
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /*
  * fuzz_main.c: a fuzz target without a fuzzer.
  *
- *     build/asan/fuzz_http tests/corpus/http [FILE or DIRECTORY...]
+ *     build/asan/fuzz_http tests/fuzz/corpus/http [FILE or DIRECTORY...]
  *
  * Gives the target every file named, and every file in the directories named, and prints how many
  * those were. A property that does not hold ends the process (fuzz.h); with VERBOSE=1 each file is

@@ -26,7 +26,7 @@ The self-test is the same with a server that never looks (build/.../tests/blind)
 have to find violations, and keys that are lost, or they prove nothing.
 
     ROOMKEYD=build/release/roomkeyd ROOMKEYD_BLIND=build/release/tests/blind SECONDS=30 SEED=1 \\
-        python3 tests/torture_hands.py [--self-test]
+        python3 tests/crash/torture_hands.py [--self-test]
 
 SEED decides the deeds and when they are done, but not how the scheduler interleaves them. DEED=
 (a part of a name) does only some. Exit code 1: a violation; its directory is kept.
@@ -47,6 +47,8 @@ import sys
 import tempfile
 import time
 import traceback
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 
 from server import (
     EVERY_ROOM,

@@ -925,7 +925,7 @@ def is_stopped(pid):
 
 def test_a_stopped_process_does_not_punish_its_clients(serve):
     """SIGSTOP, time passes, SIGCONT: what came meanwhile is served before deadlines are judged."""
-    server = serve(program=binary("ROOMKEYD_QUICK"))
+    server = serve(program=binary("ROOMKEYD_SHORT_DEADLINES"))
     with server.client() as client, server.client() as halfway:
         crowd = [server.client() for _ in range(600)]  # more than are looked at in two passes
         assert client.ask(HEALTHZ).status == 200

@@ -12,7 +12,7 @@
  * on how slow it may be. It agrees on whether the files are good, on the first line that is not,
  * and on the answer to every question that the words in the files give rise to.
  */
-#include "../access.h"
+#include "access.h"
 #include "fuzz.h"
 
 #define QUESTIONS 12 /* words asked about, of each file */

@@ -6,7 +6,7 @@
  * moved so that the last one touches an unreadable page: reading one byte too many crashes, and a
  * pointer kept from an earlier call points at rubbish.
  */
-#include "../http.h"
+#include "http.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

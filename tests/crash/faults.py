@@ -22,8 +22,8 @@ First all single faults, shuffled: each use of each call, with each errno, once 
 good; and some that belong together. In the time that is left, several at random. SEED decides the
 order and the random ones.
 
-    ROOMKEYD_FAULTS=build/asan/tests/faults SECONDS=60 SEED=1 python3 tests/faults.py
-    FAULTS='send 3 1 11' ... python3 tests/faults.py      only this run, told in detail
+    ROOMKEYD_FAULTS=build/asan/tests/faults SECONDS=60 SEED=1 python3 tests/crash/faults.py
+    FAULTS='send 3 1 11' ... python3 tests/crash/faults.py      only this run, told in detail
 
 Exit code 1: a violation, with the FAULTS that repeat it; or a call that never failed.
 """
@@ -45,6 +45,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 
 from server import (
     ALICE_FIELDS,
@@ -72,6 +74,7 @@ HANG_S = 20  # longer than anything that the script asks for may take, on a busy
 STARVED_S = 1.5  # for a reply that will never come, since no connection can be accepted any more
 BUSY_S = 0.6  # of processor time more than a run without faults: a loop that spins
 BUSY_PASSES = 3000  # of the server's loop, likewise
+VACUOUS_BELOW_S = 10  # a shorter run need not have made every call fail
 
 FOR_GOOD = 4_000_000_000
 ONCE = 1
@@ -810,7 +813,8 @@ def repeat(plan, faults, is_birth):
 
 def main():
     seed = os.environ.get("SEED") or str(random.SystemRandom().randrange(1 << 32))
-    end = time.monotonic() + float(os.environ.get("SECONDS") or 60)
+    seconds = float(os.environ.get("SECONDS") or 60)
+    end = time.monotonic() + seconds
     directory = pathlib.Path(tempfile.mkdtemp(prefix="roomkeyd-faults-"))
     luck, plan = random.Random(seed), Plan(directory)
     plan.measure()
@@ -822,7 +826,7 @@ def main():
     violations = try_all(plan, runs, end)
     planned = plan.runs - measured
     violations += try_all(plan, endless(plan, luck), end)
-    missing = never_failed(plan)
+    missing = never_failed(plan) if seconds >= VACUOUS_BELOW_S else []
     print(f"{planned} of {len(runs)} planned runs, {plan.runs - measured - planned} with several "
           f"faults at random; {len(+plan.injected)} calls failed")
     if missing:

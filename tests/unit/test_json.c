@@ -2,7 +2,7 @@
  * test_json.c: json.c by itself: walking into nested values. What is JSON and what is not,
  * escapes and surrogates, are tested through api.c (test_api.c, fuzz_json.c).
  */
-#include "../json.h"
+#include "json.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>

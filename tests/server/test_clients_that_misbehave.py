@@ -1,8 +1,8 @@
 """Clients that are slow, silent, greedy or gone, and what they cost everybody else: nothing.
 
 Proves each deadline and each bound on a connection, always with a second client that is served in
-the meantime. The deadlines themselves are seen on ROOMKEYD_QUICK, whose constants are about half a
-second; the other bounds with the constants as they are shipped.
+the meantime. The deadlines themselves are seen on ROOMKEYD_SHORT_DEADLINES, whose constants are less
+than a second; the other bounds with the constants as they are shipped.
 """
 
 import contextlib
@@ -33,13 +33,14 @@ from server import (
     wait_until,
 )
 
-# Longer than any deadline of the quick binary, and how far apart a slow client's bytes are.
+# Longer than any deadline of the impatient server, and how far apart a slow client's bytes are.
 LONG_S, DRIP_S = 30, 0.1
 
 
-@pytest.fixture(name="quick")
-def _quick(serve):
-    return serve(program=binary("ROOMKEYD_QUICK"))
+@pytest.fixture(name="impatient")
+def _impatient(serve):
+    """A server with short deadlines."""
+    return serve(program=binary("ROOMKEYD_SHORT_DEADLINES"))
 
 
 def is_served(client):
@@ -61,11 +62,11 @@ def drip(server, client, data):
 
 
 @pytest.mark.parametrize("prefix", [b"G", HEALTHZ[:-2], HEALTHZ[:-2] + b"X: "])
-def test_a_slow_head_is_cut_off(quick, prefix):
+def test_a_slow_head_is_cut_off(impatient, prefix):
     """Slowloris: each byte in time, the head never complete. The deadline is for the whole head."""
-    with quick.client() as slow:
+    with impatient.client() as slow:
         slow.send(prefix)
-        took = drip(quick, slow, b"x" * 1000)
+        took = drip(impatient, slow, b"x" * 1000)
         reply = slow.reply()
         reply.is_json(408, reply.body)
         assert reply.field("Connection") == "close"
@@ -74,31 +75,31 @@ def test_a_slow_head_is_cut_off(quick, prefix):
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked", "trailers"])
-def test_a_slow_body_is_cut_off(quick, coding):
+def test_a_slow_body_is_cut_off(impatient, coding):
     chunked = [*ALICE_FIELDS, ("Transfer-Encoding", "chunked")]
     wire = {
         "length": set_request("room", "key" * 50)[:-160],
         "chunked": request("POST", "/api/v1/e2e.setRoomKeyID", chunked) + b"1000\r\n",
         "trailers": request("POST", "/api/v1/e2e.setRoomKeyID", chunked) + b"0\r\nX: ",
     }[coding]
-    with quick.client() as slow:
+    with impatient.client() as slow:
         slow.send(wire)
-        drip(quick, slow, b" " * 150)
+        drip(impatient, slow, b" " * 150)
         assert slow.reply().status == 408
         slow.end()
-    assert quick.info("room").body == room_info("room", "c")
+    assert impatient.info("room").body == room_info("room", "c")
 
 
 @pytest.mark.parametrize("part", [b"G", HEALTHZ[:-1], set_request("room", "key")[:-1]])
-def test_a_request_that_stops_is_cut_off(quick, part):
-    with quick.client() as silent:
+def test_a_request_that_stops_is_cut_off(impatient, part):
+    with impatient.client() as silent:
         silent.send(part)
         assert silent.reply().status == 408
         silent.end()
 
 
-def test_a_head_that_stops_is_told_so_without_content(quick):
-    with quick.client() as silent:
+def test_a_head_that_stops_is_told_so_without_content(impatient):
+    with impatient.client() as silent:
         silent.send(b"HEAD /healthz HTTP/1.1\r\n")
         assert silent.reply(to_head=True).status == 408
         silent.end()
@@ -106,9 +107,9 @@ def test_a_head_that_stops_is_told_so_without_content(quick):
 
 def test_a_page_may_read_that_its_request_stopped(serve):
     """Of the request that stopped, not of the one before it."""
-    quick = serve("--cors", "https://a.example,https://b.example",
-                  program=binary("ROOMKEYD_QUICK"))
-    with quick.client() as client:
+    impatient = serve("--cors", "https://a.example,https://b.example",
+                      program=binary("ROOMKEYD_SHORT_DEADLINES"))
+    with impatient.client() as client:
         client.ask(request("GET", "/healthz", (("Origin", "https://a.example"),)))
         client.send(request("POST", "/", (("Origin", "https://b.example"), ("Content-Length", "5"))))
         reply = client.reply()
@@ -116,24 +117,24 @@ def test_a_page_may_read_that_its_request_stopped(serve):
         assert reply.field("Access-Control-Allow-Origin") == "https://b.example"
 
 
-def test_idle_connections_are_closed_without_a_word(quick):
-    with quick.client() as fresh, quick.client() as used:
+def test_idle_connections_are_closed_without_a_word(impatient):
+    with impatient.client() as fresh, impatient.client() as used:
         assert used.ask(HEALTHZ).status == 200
         fresh.end()
         used.end()
 
 
 @pytest.mark.parametrize("part", [b"\r", b"\r\n"])
-def test_an_empty_line_is_no_request_that_stopped(quick, part):
+def test_an_empty_line_is_no_request_that_stopped(impatient, part):
     """It may come before a request (RFC 9112, 2.2), and none has begun."""
-    with quick.client() as silent:
+    with impatient.client() as silent:
         silent.send(part)
         silent.end()
 
 
-def test_a_busy_connection_is_not_idle(quick):
+def test_a_busy_connection_is_not_idle(impatient):
     """Requests further apart than nothing, but closer than the deadline, for longer than it."""
-    with quick.client() as client:
+    with impatient.client() as client:
         started = time.monotonic()
         while time.monotonic() - started < 3:
             is_served(client)
@@ -142,7 +143,7 @@ def test_a_busy_connection_is_not_idle(quick):
 
 def test_a_connection_that_waits_for_the_disk_is_not_idle(serve):
     """A sync may take longer than any deadline for clients: it is the server that is slow here."""
-    server = serve(program=binary("ROOMKEYD_QUICK"), **inject("delay_enter=2500000"))
+    server = serve(program=binary("ROOMKEYD_SHORT_DEADLINES"), **inject("delay_enter=2500000"))
     server.set("room", "key").is_json(200, SUCCESS)
 
 
@@ -183,12 +184,12 @@ def test_a_client_that_never_reads_is_not_buffered_for(serve):
         is_served(other)
 
 
-def test_a_client_that_never_reads_is_cut_off(quick):
-    with quick.client() as greedy:
+def test_a_client_that_never_reads_is_cut_off(impatient):
+    with impatient.client() as greedy:
         ask_without_reading(greedy, info_request("r"), 0.2)
-        descriptors = quick.descriptors()
-        wait_until(lambda: quick.descriptors() < descriptors or _is_gone(greedy), "the cut")
-        assert quick.ask(HEALTHZ).status == 200
+        descriptors = impatient.descriptors()
+        wait_until(lambda: impatient.descriptors() < descriptors or _is_gone(greedy), "the cut")
+        assert impatient.ask(HEALTHZ).status == 200
 
 
 def _is_gone(client):
@@ -203,11 +204,11 @@ def _is_gone(client):
     return False
 
 
-def test_a_client_that_reads_at_its_own_pace_is_not_cut_off(quick):
+def test_a_client_that_reads_at_its_own_pace_is_not_cut_off(impatient):
     """Replies wait for the client all the time, for longer than the deadline; but it takes them."""
     count, pace_bytes = 20_000, 300_000
-    quick.set("r", "k" * 255).is_json(200, SUCCESS)
-    with quick.client() as slow:
+    impatient.set("r", "k" * 255).is_json(200, SUCCESS)
+    with impatient.client() as slow:
         slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         one = slow.ask(info_request("r"))
         left = count * (sum(map(len, map(": ".join, one.fields))) + 2 * len(one.fields)
@@ -222,13 +223,13 @@ def test_a_client_that_reads_at_its_own_pace_is_not_cut_off(quick):
                 select.select([], [], [], DRIP_S)
 
 
-def test_lingering_has_an_end(quick):
+def test_lingering_has_an_end(impatient):
     """After an error the server reads on for a while, to save its reply; not for ever."""
-    with quick.client() as client:
+    with impatient.client() as client:
         client.send(b"nonsense\r\n\r\n")
         assert client.reply().status == 400
         client.end()
-        descriptors = quick.descriptors()
+        descriptors = impatient.descriptors()
         started = time.monotonic()
         while time.monotonic() - started < LONG_S:
             try:
@@ -238,7 +239,7 @@ def test_lingering_has_an_end(quick):
             select.select([], [], [], DRIP_S)
         else:
             raise AssertionError("it lingers on and on")
-        wait_until(lambda: quick.descriptors() < descriptors, "the descriptor to be closed")
+        wait_until(lambda: impatient.descriptors() < descriptors, "the descriptor to be closed")
 
 
 def test_2000_idle_connections(serve):

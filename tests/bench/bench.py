@@ -1,7 +1,7 @@
 """How fast: durable sets beside nginx that answers from memory, and Redis with and without HTTP.
 
 `make bench` runs it against build/release/roomkeyd and prints a Markdown table; then it measures
-1 to 1,024 connections, three times each, and draws the medians: tests/bench.tsv, tests/bench.svg.
+1 to 1,024 connections, three times each, and draws the medians: bench.tsv and bench.svg, beside this file.
 Every peer is started from Debian's packages on loopback, on a port the kernel chose, with its data
 in one temporary directory on the disk of the repository. Rounds alternate, so that a noisy machine is
 noisy for all, and each begins with peers that have nothing stored (bench_scale.py is for the others);
@@ -24,6 +24,8 @@ import sys
 import tempfile
 import threading
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 
 import server
 
@@ -390,7 +392,7 @@ def print_table(directory):
 
 
 def plot(directory):
-    tsv, svg = REPOSITORY / "tests/bench.tsv", REPOSITORY / "tests/bench.svg"
+    tsv, svg = REPOSITORY / "tests/bench/bench.tsv", REPOSITORY / "tests/bench/bench.svg"
     blocks = {title: [] for title in ("nginx, nothing stored", "roomkeyd, on disk",
                                       "webdis and Redis, on disk")}
     for connections in (2**i for i in range(11)):

@@ -20,7 +20,7 @@
 
 #define PORTABLE
 #define sha256 sha256_portable
-#include "../sha256.c"
+#include "sha256.c"
 #undef sha256
 
 typedef void hash(const void *data, size_t n, unsigned char digest[SHA256_BYTES]);

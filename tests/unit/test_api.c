@@ -8,8 +8,8 @@
  *
  * Every request ends where its memory ends, so that AddressSanitizer sees a read past it.
  */
-#include "../api.h"
-#include "../json.h"
+#include "api.h"
+#include "json.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -11,7 +11,7 @@
  *   there, the body is JSON, or has an unexpected end, or at most a lone surrogate, since those are
  *   looked for only once the grammar holds.
  */
-#include "../api.h"
+#include "api.h"
 #include "fuzz.h"
 
 #include <jansson.h>

@@ -15,7 +15,7 @@
  * is negative, it succeeds, with a count of no more than -WHAT bytes; if that is 0, it never returns,
  * as from a disk that is stuck. FAULTS_REPORT names a file that is mapped and kept up to date with how
  * often each call was used and made to fail (struct count), so it survives any end of the process.
- * tests/faults.py drives this.
+ * tests/crash/faults.py drives this.
  *
  * What libc calls for itself (the write of an fprintf, the mmap of a malloc) does not come here.
  * Nor does a failed call do half of its work: a failed fdatasync has lost nothing. What a disk may

@@ -21,9 +21,9 @@
  *   taken.
  * - Closed and opened again, nothing is lost and nothing is found to repair.
  */
-#include "../log.h"
-#include "../store.h"
 #include "fuzz.h"
+#include "log.h"
+#include "store.h"
 
 #include <dirent.h>
 #include <inttypes.h>

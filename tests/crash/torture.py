@@ -17,7 +17,7 @@ to search for; `why_impossible` says all there is to it. It is tested itself bef
 on histories that are wrong in each of the ways there are, and on thousands of random ones, against
 a search through all orders.
 
-    ROOMKEYD=build/release/roomkeyd SECONDS=30 SEED=1 python3 tests/torture.py [--self-test]
+    ROOMKEYD=build/release/roomkeyd SECONDS=30 SEED=1 python3 tests/crash/torture.py [--self-test]
 
 SEED decides what is tried, but not how the scheduler interleaves it. Exit code 1: a violation, with
 the room's history; the data directory is kept then.
@@ -38,6 +38,8 @@ import sys
 import tempfile
 import threading
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 
 from server import (
     ALREADY_EXISTS,

@@ -14,7 +14,7 @@
  *   ID once there is what every later reply shows, and never replaced;
  * - the stream cut into pieces gets the same replies as the whole.
  */
-#include "../api.h"
+#include "api.h"
 #include "fuzz.h"
 
 #include <jansson.h>

@@ -9,7 +9,7 @@ reply at a time, so that a test can see what an HTTP library would hide: the ord
 replies, a byte too many, a reset where there should be an end.
 
 The environment names the binaries: ROOMKEYD (default: ./roomkeyd of the repository), and
-ROOMKEYD_QUICK, the same built with deadlines of about half a second.
+ROOMKEYD_SHORT_DEADLINES, the same built with deadlines of less than a second.
 """
 
 import base64
@@ -28,7 +28,7 @@ import subprocess
 import threading
 import time
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 # How long anything may take that is not a measurement. Only ever waited out by a failing test: the
 # machine may be busy and the binary a sanitizer build.

@@ -12,8 +12,8 @@
  *   anything to llhttp, but what http.c still waits for must not be a whole request to it. What
  *   llhttp refuses and http.c takes stands in `deliberate`, with the section that says so.
  */
-#include "../http.h"
 #include "fuzz.h"
+#include "http.h"
 
 #include <llhttp.h>
 
