@@ -497,7 +497,7 @@ static void linger(struct conns *conns, struct conn *conn) {
 }
 
 /* Whether there is nothing left to do: no reply is to be sent, and no request will be applied. The
- * rest of a request, if there is one, will never come. A late one finds the end when it receives. */
+ * rest of a request, if there is one, will never come. A late one finds its end by receiving. */
 static bool is_over(const struct conn *conn, bool is_free) {
     bool has_reader = !conn->is_gone && !(is_free && conn->peer_done);
     if (has_reader || conn->closing) return !has_reader;

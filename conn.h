@@ -70,8 +70,8 @@ void conns_free(struct conns *conns);
  * kernel is out of memory or watches. */
 bool conns_watch(const struct conns *conns, struct source *source, int operation, uint32_t events);
 
-/* Takes over an accepted, non-blocking descriptor of a stream socket, whose protocol is TCP itself or
- * (is_tcp is false) another. A refusal is answered 503 and closed. Without memory or watches the
+/* Takes over an accepted, non-blocking descriptor of a stream socket, whose protocol is TCP itself
+ * or (is_tcp is false) another. A refusal is answered 503 and closed. Without memory or watches the
  * descriptor is closed. */
 void conns_add(struct conns *conns, int fd, bool is_tcp, bool is_refusal);
 
