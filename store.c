@@ -687,6 +687,15 @@ static int write_batch(struct store *store, const struct batch *batch, bool *is_
     return is_seal(batch) ? 0 : log_sync_data(store->place.log_fd);
 }
 
+/* Cuts the log back to where a batch began. What was not written need not be cut off: on some file
+ * systems that would take space, too, even where it changes nothing. Returns 0, or -1 with errno
+ * set. */
+static int cut_back(const struct store *store, uint64_t size) {
+    struct stat status;
+    bool is_there = fstat(store->place.log_fd, &status) == 0 && (uint64_t)status.st_size == size;
+    return is_there ? 0 : log_cut(store->place.log_fd, size);
+}
+
 /* One batch onto the disk, between two looks at the log: nothing is written into a stranger, and
  * nothing that was is acknowledged. Reports what goes wrong, and cuts the log back to where the
  * batch began. */
@@ -715,8 +724,7 @@ static enum outcome commit(struct store *store, const struct batch *batch) {
              is_written ? ": fdatasync: " : ": write: ", strerror(errno),
              is_full ? "while that lasts" : "until restart");
     store->is_short_of_space = is_full;
-    if (log_cut(store->place.log_fd, batch->start) == 0)
-        return is_full ? NOT_COMMITTED : DISK_FAILED;
+    if (cut_back(store, batch->start) == 0) return is_full ? NOT_COMMITTED : DISK_FAILED;
     tell(LOG_NAME ": ftruncate: %s: sets are refused until restart", strerror(errno));
     return DISK_FAILED;
 }

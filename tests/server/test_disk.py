@@ -321,7 +321,6 @@ def tampered(*faults):
     ["fdatasync:error=EIO:when=2+"],
     ["fdatasync:error=ENOSPC:when=2+"],  # with delayed allocation; pages may be lost by then
     ["pwrite64:error=EIO:when=2+"],
-    ["pwrite64:error=ENOSPC:when=2+", "ftruncate:error=EIO"],  # it cannot be cut back
 ], ids=" ".join)
 def test_a_failed_disk(serve, variable, faults):
     """Sets are refused until a restart, which finds all that was acknowledged."""

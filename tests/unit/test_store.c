@@ -819,24 +819,33 @@ static void a_batch_is_one_write_and_one_sync(void **state) {
 static void each_call_is_given_the_log(void **state) {
     (void)state;
     static const struct {
-        int write, sync, cut; /* the errors of the first of each, or 0 */
+        int write, sync, cut; /* the errors of the first of each, or 0; below: after a half */
         const char *journal;
         bool is_for_good;
     } rows[] = {
         {0, 0, 0, "pwrite keys.log, fdatasync keys.log", false},
         {0, EINTR, 0, "pwrite keys.log, fdatasync keys.log, fdatasync keys.log", false},
         {0, EIO, 0, "pwrite keys.log, fdatasync keys.log, ftruncate keys.log", true},
-        {EIO, 0, 0, "pwrite keys.log, ftruncate keys.log", true},
-        {ENOSPC, 0, 0, "pwrite keys.log, ftruncate keys.log", false},
-        {ENOSPC, 0, EINTR, "pwrite keys.log, ftruncate keys.log, ftruncate keys.log", false},
-        {ENOSPC, 0, EIO, "pwrite keys.log, ftruncate keys.log", true},
-        {ENOSPC, 0, EPERM, "pwrite keys.log, ftruncate keys.log", true},
+        /* What was not written need not be cut off, and the cut could fail, too. */
+        {EIO, 0, 0, "pwrite keys.log", true},
+        {ENOSPC, 0, 0, "pwrite keys.log", false},
+        {ENOSPC, 0, ENOSPC, "pwrite keys.log", false},
+        /* Half of it was written. */
+        {-ENOSPC, 0, 0, "pwrite keys.log, pwrite keys.log, ftruncate keys.log", false},
+        {-ENOSPC, 0, EINTR,
+         "pwrite keys.log, pwrite keys.log, ftruncate keys.log, ftruncate keys.log", false},
+        {-ENOSPC, 0, EIO, "pwrite keys.log, pwrite keys.log, ftruncate keys.log", true},
+        {-ENOSPC, 0, EPERM, "pwrite keys.log, pwrite keys.log, ftruncate keys.log", true},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         open_store();
         must_set("a", "k");
         disarm();
-        if (rows[i].write) arm(PWRITE, 1, 1, rows[i].write);
+        if (rows[i].write > 0) arm(PWRITE, 1, 1, rows[i].write);
+        if (rows[i].write < 0) {
+            arm(PWRITE, 1, 2, -rows[i].write);
+            faults[PWRITE].half_first = true;
+        }
         if (rows[i].sync) arm(FDATASYNC, 1, 1, rows[i].sync);
         if (rows[i].cut) arm(FTRUNCATE, 1, 1, rows[i].cut);
         commit();
