@@ -8,6 +8,7 @@
  * descriptor, time is passed in as a number: nothing sleeps. SEED=... repeats a run of the random
  * test.
  */
+#include "clock.h"
 #include "log.h"
 #include "store.h"
 #include "table.h"
@@ -1870,6 +1871,8 @@ static void do_deed(size_t i) {
     must_commit();
     snprintf(path, sizeof path, "%s", path_of(LOG_NAME));
     deeds[i].deed(path);
+    /* A batch that follows another one at once rests on the look after that. */
+    for (int64_t begun_us = clock_us(); clock_us() - begun_us < 1000;) continue;
 }
 
 /* By the look before a batch is written, so that not a byte of it gets into a stranger. */
@@ -1880,9 +1883,7 @@ static void a_batch_is_not_written_into_a_stranger(void **state) {
         last_write_at = -1;
         must_set("b", "k");
         assert_false(commit().ok);
-        /* In a directory that has been moved the log is still this store's own. */
-        bool is_ours = deeds[i].deed == move_directory || deeds[i].deed == replace_directory;
-        assert_true(last_write_at == -1 || is_ours);
+        assert_int_equal(last_write_at, -1);
         scene.lost_collected = true;
         move_directory_back();
         assert_lost(deeds[i].how);
