@@ -39,10 +39,13 @@
  *      after a descriptor that was sent with the bytes, and between the bytes of two senders; on
  *      others, at the end of a message. Such a socket is watched level-triggered: epoll reports it
  *      in every pass until it is empty.
- *   7. Requests that have arrived whole are applied, in order, also when their client has gone:
- *      after a close or a reset the kernel still has what came before it. Such a connection
- *      (.is_gone) takes the same way as all others, but its replies are dropped instead of sent,
- *      and it closes as soon as nothing is left to be applied.
+ *   7. Requests that have arrived whole are applied, in order, also when their client has gone
+ *      (.is_gone): after a close or a reset the kernel still has what came before it. Replies are
+ *      dropped instead of sent, and the connection closes as soon as nothing is left to be applied.
+ *      But nobody waits for that, so it must not hold up the others. A client that has gone has one
+ *      turn more, like everybody; if that leaves something, it becomes a late one, and all late
+ *      ones together have the turn of one. There are LATE_MAX of them at most; what further ones
+ *      leave is dropped.
  */
 #include "conn.h"
 
@@ -66,6 +69,7 @@
 
 #define OUT_LIMIT_BYTES 65536 /* of unsent replies; past them a connection is not parsed further */
 #define APPLY_PER_PASS  16    /* requests of a connection: a long pipeline is no long pass */
+#define LATE_MAX        256   /* clients that have gone and have left something to be applied */
 #define CLIENT_GONE     499   /* nginx's status for a client that did not wait for the reply */
 #define IN_FIRST_BYTES  2048  /* of room in a connection's input buffer when it first needs one */
 #define OUT_FIRST_BYTES 1280  /* likewise for replies; enough for one of nearly all */
@@ -97,6 +101,7 @@ struct conn {
     uint8_t state;            /* enum conn_state */
     bool peer_done;           /* the client has shut its end, and all before that is received */
     bool is_gone;             /* nobody can get a reply any more */
+    bool is_late;             /* what is left of it is applied in its turn, without events */
     bool may_stop_short;      /* a recv may leave bytes in the kernel for which it had room */
     bool closing;             /* close when the replies are sent */
     bool has_input;           /* the inbox may hold a whole request: serve before receiving more */
@@ -169,6 +174,8 @@ static void note(struct conns *conns, struct conn *conn) {
 }
 
 static void close_conn(struct conns *conns, struct conn *conn) {
+    conns->late_count -= conn->is_late;
+    conn->is_late = false;
     conn->is_gone = true;
     if (conn->ticket) note(conns, conn);
     conn->ticket = 0; /* what it stands for happens all the same; nobody is there to be told */
@@ -198,13 +205,6 @@ static uint32_t input_of(const struct conn *conn) {
 
 static void watch_input(struct conns *conns, struct conn *conn) {
     watch_conn(conns, conn, input_of(conn));
-}
-
-/* Nobody can get a reply any more. What was sent before still counts, and the last event that told
- * of it may have been this one. */
-static void lose_client(struct conn *conn) {
-    conn->is_gone = true;
-    conn->watched = 0;
 }
 
 static size_t unsent(const struct conn *conn) { return conn->out ? conn->out->size : 0; }
@@ -360,7 +360,7 @@ static void receive(struct conns *conns, struct conn *conn) {
     ssize_t n = recv(conn->source.fd, in->bytes + in->end, room, 0);
     bool has_failed = n < 0 && errno != EAGAIN && errno != EINTR;
     if (has_failed || (n == 0 && conn->state == CONN_LINGER)) close_conn(conns, conn);
-    conn->peer_done = n == 0; /* what it has asked for is still answered */
+    conn->peer_done = n == 0 || (n < 0 && conn->is_late); /* its requests are still answered */
     queue_write(conns, conn);
     if (n > 0 && conn->state != CONN_LINGER) { /* what a refused client still sends is dropped */
         in->end += (size_t)n;
@@ -371,19 +371,28 @@ static void receive(struct conns *conns, struct conn *conn) {
 }
 
 /* Requests that were received but held back: for a ticket, for replies to be taken first, or
- * because the others had not had their turn. Who has some is in the queue by now. */
+ * because the others had not had their turn. Who has some is in the queue by now. Of the late ones
+ * it is one's turn. */
 void conns_apply_held_back(struct conns *conns) {
+    struct conn *late = conns->lists[CONN_LATE].first;
     for (struct conn *conn = conns->to_write; conn; conn = conn->next_queued)
-        if (conn->has_input && conn->state != CONN_CLOSED) apply_and_keep(conns, conn, conn->in);
+        if (conn->has_input && conn->state != CONN_CLOSED && !conn->is_late)
+            apply_and_keep(conns, conn, conn->in);
+    if (!late) return;
+    queue_write(conns, late);
+    if (late->has_input)
+        apply_and_keep(conns, late, late->in);
+    else
+        receive(conns, late);
 }
 
 void conns_handle_event(struct conns *conns, struct source *source, uint32_t events) {
     struct conn *conn = (struct conn *)source;
     bool has_ended = events & (EPOLLERR | EPOLLHUP); /* it has failed, or both ends are shut */
-    if (conn->state == CONN_CLOSED) return;
+    if (conn->state == CONN_CLOSED || conn->is_late) return;
     if (events & EPOLLPRI) conn->may_stop_short = true;
     if (has_ended && conn->state != CONN_LINGER) {
-        lose_client(conn);
+        conn->is_gone = true;
         queue_write(conns, conn); /* where it closes, unless something is still to be applied */
     } else if (has_ended && (events & EPOLLERR || !(events & EPOLLIN))) {
         /* It lingers no longer: to close before all input was read would have been a reset. */
@@ -430,7 +439,7 @@ void conns_settle(struct conns *conns, const struct store_settled *settled) {
 /* ------------------------------------------------------------------------ phase: deadlines */
 
 static void expire(struct conns *conns, struct conn *conn) {
-    assert(!conn->ticket); /* the disk takes the time it takes */
+    assert(!conn->ticket && !conn->is_late); /* there is no deadline for the server itself */
     if (conn->state == CONN_WRITE || !conn->in || !conn->in->request.begun)
         close_conn(conns, conn); /* it is owed nothing, or does not take it */
     else
@@ -456,10 +465,8 @@ static void send_replies(struct conns *conns, struct conn *conn) {
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EAGAIN) break;
         if (n < 0 && errno != EPIPE && errno != ECONNRESET) close_conn(conns, conn);
-        if (n < 0)
-            lose_client(conn);
-        else
-            sent += (size_t)n;
+        conn->is_gone = n < 0;
+        sent += n < 0 ? 0 : (size_t)n;
     }
     if (conn->is_gone) sent = end;
     out->size -= sent;
@@ -490,30 +497,46 @@ static void linger(struct conns *conns, struct conn *conn) {
 }
 
 /* Whether there is nothing left to do: no reply is to be sent, and no request will be applied. The
- * rest of a request, if there is one, will never come. */
+ * rest of a request, if there is one, will never come. A late one finds its end by receiving. */
 static bool is_over(const struct conn *conn, bool is_free) {
-    if (!conn->is_gone && !(is_free && conn->peer_done)) return false;
-    return conn->closing || (!conn->has_input && (conn->peer_done || !has_more(conn)));
+    bool has_reader = !conn->is_gone && !(is_free && conn->peer_done);
+    if (has_reader || conn->closing) return !has_reader;
+    return !conn->has_input && (conn->peer_done || (!conn->is_late && !has_more(conn)));
+}
+
+/* Makes a client that has gone a late one, or drops what it has left. */
+static void postpone(struct conns *conns, struct conn *conn) {
+    if (conns->late_count == LATE_MAX) {
+        close_conn(conns, conn);
+        return;
+    }
+    conn->is_late = true;
+    conns->late_count++;
+    watch_conn(conns, conn, NOTHING);
 }
 
 /* Gives a connection the state that follows from what it holds. */
 static void choose_state(struct conns *conns, struct conn *conn) {
     bool is_free = !conn->ticket && unsent(conn) == 0;
-    if (is_over(conn, is_free)) {
+    if (is_over(conn, is_free))
         close_conn(conns, conn);
-    } else if (is_free && conn->closing) {
+    else if (conn->is_gone && !conn->is_late)
+        postpone(conns, conn);
+    if (conn->state == CONN_CLOSED) return;
+    if (is_free && conn->closing) {
         linger(conns, conn);
-    } else if (is_free && conn->has_input) {
+    } else if (is_free && conn->has_input && !conn->is_late) {
         queue_write(conns, conn); /* in the next pass, and to be applied before that */
     } else {
         enum conn_state state = conn->ticket                  ? CONN_COMMIT
+                                : conn->is_late               ? CONN_LATE
                                 : !is_free                    ? CONN_WRITE
                                 : !conn->in                   ? CONN_IDLE
                                 : conn->in->request.head_done ? CONN_BODY
                                                               : CONN_HEAD;
         if (conn->state != state) enter(conns, conn, state);
         if (state == CONN_WRITE) watch_conn(conns, conn, OUTPUT);
-        if (is_free) watch_input(conns, conn);
+        if (is_free && !conn->is_late) watch_input(conns, conn);
     }
 }
 
@@ -591,7 +614,8 @@ void conns_add(struct conns *conns, int fd, bool is_tcp, bool is_refusal) {
 }
 
 int64_t conns_wake_ms(const struct conns *conns) {
-    int64_t wake_ms = conns->to_write ? 0 : INT64_MAX; /* those held back, between two passes */
+    bool is_held_back = conns->to_write || conns->lists[CONN_LATE].first; /* between two passes */
+    int64_t wake_ms = is_held_back ? 0 : INT64_MAX;
     for (int state = 0; state < CONN_STATES; state++)
         if (deadline_ms(conns, state) < wake_ms) wake_ms = deadline_ms(conns, state);
     return wake_ms;

@@ -26,6 +26,7 @@ enum conn_state {
     CONN_BODY,   /* its head and some of its body */
     CONN_COMMIT, /* its last reply waits for a ticket */
     CONN_WRITE,  /* replies wait for the client to read */
+    CONN_LATE,   /* its client has gone; what that has left waits for its turn */
     CONN_LINGER, /* our end is shut, the client's not yet */
     CONN_CLOSED, /* to be freed at the end of the pass */
     CONN_STATES,
@@ -46,7 +47,7 @@ struct conns {
     int64_t horizon_ms;     /* whoever was ready by then has been reported: what deadlines go by */
     bool is_draining;       /* persist no more */
 
-    unsigned count, refusal_count;
+    unsigned count, refusal_count, late_count;
     struct conn_list lists[CONN_STATES];
     struct conn *to_write, **to_write_end; /* the queue of the write phase, and between two passes
                                               of those held back with requests received */
@@ -69,8 +70,8 @@ void conns_free(struct conns *conns);
  * kernel is out of memory or watches. */
 bool conns_watch(const struct conns *conns, struct source *source, int operation, uint32_t events);
 
-/* Takes over an accepted, non-blocking descriptor of a stream socket, whose protocol is TCP itself or
- * (is_tcp is false) another. A refusal is answered 503 and closed. Without memory or watches the
+/* Takes over an accepted, non-blocking descriptor of a stream socket, whose protocol is TCP itself
+ * or (is_tcp is false) another. A refusal is answered 503 and closed. Without memory or watches the
  * descriptor is closed. */
 void conns_add(struct conns *conns, int fd, bool is_tcp, bool is_refusal);
 

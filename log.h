@@ -136,9 +136,9 @@ struct log_end {
 /* Reads how an open log of `size` bytes begins and ends. Returns 0, or -1 with errno set. Blocks. */
 int log_read_end(int fd, uint64_t size, struct log_end *end);
 
-/* Whether these bytes are still where they were, whatever follows them; yes if they cannot be read.
- * Blocks. */
-bool log_holds_end(int fd, const struct log_end *end);
+/* Whether the last bytes are still where they were, whatever follows them; yes if they cannot be
+ * read. Blocks. */
+bool log_holds_tail(int fd, const struct log_end *end);
 
 /* Takes what has been appended into account. */
 void log_append_end(struct log_end *end, struct slice bytes);
@@ -147,11 +147,17 @@ void log_append_end(struct log_end *end, struct slice bytes);
  * descriptor. Blocks. */
 bool log_is_comparable(const struct log_place *place);
 
+typedef const char *log_looker(const struct log_place *place, const struct log_end *end);
+
 /* Whether the open log is still what its server left, in the place where it was left: two fresh
  * looks, by descriptor and by name, and its end. Returns NULL if it is, or if that cannot be found
  * out (a name that may no longer be looked up is no other name); otherwise what has happened, as the
  * rest of a sentence that begins with LOG_NAME. Blocks as far as a look at a file does. */
-const char *log_find_change(const struct log_place *place, const struct log_end *end);
+log_looker log_find_change;
+
+/* As log_find_change, but without looking at the log's beginning and its directory: enough before a
+ * write, since what is not seen here makes the file no other one. */
+log_looker log_glance;
 
 /* ------------------------------------------------------------------------ system calls */
 

@@ -657,9 +657,9 @@ static int guard_log(struct store *store, struct text_why why) {
 static bool is_seal(const struct batch *batch) { return batch->entry_count == 0; }
 
 /* Looks whether the log is still what this store left. Returns false when it is lost. */
-static bool look(struct store *store) {
+static bool look(struct store *store, log_looker *find_change) {
     if (is_lost(store)) return false;
-    const char *change = log_find_change(&store->place, &store->end);
+    const char *change = find_change(&store->place, &store->end);
     if (change) lose(store, change);
     return !change;
 }
@@ -694,12 +694,12 @@ static enum outcome commit(struct store *store, const struct batch *batch) {
     bool is_written;
     struct log_end before = store->end;
     assert(batch->size > 0 && batch->start == store->end.size);
-    if (!look(store)) return DISK_FAILED;
+    if (!look(store, log_glance)) return DISK_FAILED;
     if (write_batch(store, batch, &is_written) == 0) {
         log_append_end(&store->end, (struct slice){batch->bytes, batch->size});
-        if (!look(store)) return DISK_FAILED;
-        /* Cut after the first look, the log has its size back, but a hole before the batch. */
-        if (!log_holds_end(store->place.log_fd, &before)) {
+        if (!look(store, log_find_change)) return DISK_FAILED;
+        /* Cut after the glance, the log has its size back, but a hole before the batch. */
+        if (!log_holds_tail(store->place.log_fd, &before)) {
             lose(store, "has been cut or overwritten");
             return DISK_FAILED;
         }
@@ -786,7 +786,7 @@ static void *committer_main(void *argument) {
         if (batch)
             settle_batch(store, batch);
         else if (!store->is_over)
-            look(store);
+            look(store, log_find_change);
         if (is_lost(store) && !store->has_left_note) leave_note(store);
         is_last = is_last && !batch;
     }

@@ -446,6 +446,32 @@ def test_more_sets_than_fit_a_buffer_of_a_client_that_leaves(serve_at):
     wait_for_end(server, descriptors - 1)
 
 
+def test_many_clients_that_leave(serve_at):
+    """More than the server remembers: each has had its turn, those that are remembered get the rest
+    of theirs, and the others do not wait for that."""
+    server, count, remembered = serve_at(), 300, 256
+    with server.client() as other:
+        assert other.ask(HEALTHZ).body == b"ok"
+        descriptors = server.descriptors()
+        clients = [server.client() for _ in range(count)]
+        for client in clients:
+            assert client.ask(HEALTHZ).body == b"ok"
+        with server.standing_still():
+            for i, client in enumerate(clients):
+                client.send(sets(10 * i, 10 * i + 3))
+                client.socket.shutdown(socket.SHUT_RDWR)
+        assert other.ask(HEALTHZ).body == b"ok"
+        wait_for_end(server, descriptors)
+        for client in clients:
+            client.close()
+    server.stop()
+    made = {room for _, room, _ in records(server.log())}
+    assert {f"r{10 * i}" for i in range(count)} <= made
+    for i in range(count):
+        assert f"r{10 * i + 1}" in made or f"r{10 * i + 2}" not in made, "not in order"
+    assert len(made) >= 3 * remembered + (count - remembered)
+
+
 @pytest.mark.parametrize("leave", WAYS_TO_LEAVE[:2])
 @pytest.mark.parametrize("part", [1, 100, -1])
 def test_half_a_request_of_a_client_that_leaves(serve_at, leave, part):

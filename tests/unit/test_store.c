@@ -1871,7 +1871,9 @@ static void a_batch_is_not_written_into_a_stranger(void **state) {
         last_write_at = -1;
         must_set("b", "k");
         assert_false(commit().ok);
-        assert_int_equal(last_write_at, -1);
+        /* In a directory that has been moved the log is still this store's own. */
+        bool is_ours = deeds[i].deed == move_directory || deeds[i].deed == replace_directory;
+        assert_true(last_write_at == -1 || is_ours);
         scene.lost_collected = true;
         move_directory_back();
         assert_lost(deeds[i].how);
