@@ -121,7 +121,7 @@ static void print_inspection(const char *dir, const struct store_inspection *ins
 
 /* Whether the log may be used. Returns 0, or -1, reported. */
 static int check_log(const struct options *options) {
-    char why[WHY_BYTES];
+    char why[WHY_BYTES] = "";
     struct store_inspection inspection = {.visit = NULL};
     int dir_fd = open(options->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
     if (dir_fd >= 0 && log_check_note(dir_fd, (struct text_why){why, sizeof why}) < 0)

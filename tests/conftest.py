@@ -1,6 +1,7 @@
 """Fixtures of the whole-server tests, and how hypothesis behaves in them."""
 
 import contextlib
+import signal
 
 import hypothesis
 import pytest
@@ -14,6 +15,12 @@ collect_ignore = ["ecosystem"]
 # of its own on a machine that may be busy.
 hypothesis.settings.register_profile("roomkeyd", deadline=None, print_blob=True, max_examples=150)
 hypothesis.settings.load_profile("roomkeyd")
+
+# A shell ignores some signals for what runs in its background, and every child inherits that: a server
+# or a command that a test stops by one of them would go on.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 
 class Starter:
