@@ -506,6 +506,7 @@ enum http_progress http_parse(struct http_request *request, char *buffer, size_t
     request->_base = buffer;
     do {
         n = *size < request->_limit ? *size : request->_limit;
+        assert(request->_pos <= n);
     } while (request->_pos < n && take_step(request, buffer, n));
     if (request->_state == WHOLE) {
         split_target(request, buffer); /* once more: the buffer may have moved */
@@ -585,6 +586,7 @@ void http_date(time_t now, char date[HTTP_DATE_BYTES]) {
 /* Each line is begun with the CR LF of the one before it: one append fewer a line. */
 size_t http_write_reply(char *out, const struct http_reply *reply, const char *date) {
     bool has_content = reply->status != 204; /* RFC 9110, 8.6: no Content-Length with it either */
+    assert(http_status(reply->status)[0] != '\0'); /* or the status line would have no status */
     char *end = append(append(out, SLICE("HTTP/1.1 ")), slice_of(http_status(reply->status)));
     end = append(append(end, SLICE("\r\nDate: ")), (struct slice){date, HTTP_DATE_BYTES - 1});
     if (has_content && reply->media_type.n > 0)

@@ -595,7 +595,7 @@ static const char *find_directory_change(const struct log_place *place) {
     return is_gone ? "is no longer in use: its directory has been moved" : NULL;
 }
 
-const char *log_glance(const struct log_place *place, const struct log_end *end) {
+const char *log_find_change(const struct log_place *place, const struct log_end *end) {
     struct stat open, named;
     if (fstat(place->log_fd, &open) < 0) return errno == ESTALE ? "has been removed" : NULL;
     if (open.st_nlink == 0) return "has been removed";
@@ -606,12 +606,7 @@ const char *log_glance(const struct log_place *place, const struct log_end *end)
     }
     if ((uint64_t)open.st_size < end->size) return "has been cut";
     if ((uint64_t)open.st_size > end->size) return "has grown: somebody else has written to it";
-    return log_holds_tail(place->log_fd, end) ? NULL : "has been overwritten";
-}
-
-const char *log_find_change(const struct log_place *place, const struct log_end *end) {
-    const char *change = log_glance(place, end);
-    if (change) return change;
-    if (!holds(place->log_fd, end->head, end->tail_size, 0)) return "has been overwritten";
+    if (!holds(place->log_fd, end->head, end->tail_size, 0) || !log_holds_tail(place->log_fd, end))
+        return "has been overwritten";
     return find_directory_change(place);
 }

@@ -147,17 +147,11 @@ void log_append_end(struct log_end *end, struct slice bytes);
  * descriptor. Blocks. */
 bool log_is_comparable(const struct log_place *place);
 
-typedef const char *log_looker(const struct log_place *place, const struct log_end *end);
-
 /* Whether the open log is still what its server left, in the place where it was left: two fresh
  * looks, by descriptor and by name, and its end. Returns NULL if it is, or if that cannot be found
  * out (a name that may no longer be looked up is no other name); otherwise what has happened, as the
  * rest of a sentence that begins with LOG_NAME. Blocks as far as a look at a file does. */
-log_looker log_find_change;
-
-/* As log_find_change, but without looking at the log's beginning and its directory: enough before a
- * write, since what is not seen here makes the file no other one. */
-log_looker log_glance;
+const char *log_find_change(const struct log_place *place, const struct log_end *end);
 
 /* ------------------------------------------------------------------------ system calls */
 

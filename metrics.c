@@ -26,8 +26,14 @@
 #define US_PER_S       1000000
 
 static const char *const endpoints[] = {
-    "other",      "e2e.setRoomKeyID", "method.call/e2e.setRoomKeyID",
-    "rooms.info", "healthz",          "metrics"};
+    [AT_OTHER] = "other",
+    [AT_SET] = "e2e.setRoomKeyID",
+    [AT_CALL] = "method.call/e2e.setRoomKeyID",
+    [AT_INFO] = "rooms.info",
+    [AT_HEALTH] = "healthz",
+    [AT_METRICS] = "metrics",
+};
+_Static_assert(sizeof endpoints / sizeof *endpoints == ENDPOINTS, "each endpoint has a name");
 
 static void observe(struct histogram *histogram, uint64_t first_bound, uint64_t value) {
     size_t i = 0;
@@ -37,6 +43,7 @@ static void observe(struct histogram *histogram, uint64_t first_bound, uint64_t 
 }
 
 void metrics_count(struct metrics *metrics, const struct metrics_request *request) {
+    assert(request->endpoint < ENDPOINTS && request->status >= 100 && request->status < 600);
     metrics->requests[request->endpoint][request->status]++;
     metrics->existing += request->exists && request->status == 400;
     observe(&metrics->durations, FIRST_BOUND_US, (uint64_t)(clock_us() - request->begun_us));

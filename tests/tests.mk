@@ -109,7 +109,7 @@ WRAP_faults      := $(call wrap,pwrite64 pread64 read fdatasync fsync ftruncate6
                     unlinkat unlink flock fstat64 lstat64 eventfd eventfd_write epoll_create1 epoll_ctl \
                     epoll_wait socket getsockopt setsockopt bind listen getsockname getpeername connect accept4 recv send \
                     shutdown write pthread_create getrandom malloc calloc realloc)
-WRAP_blind       := $(call wrap,log_glance log_find_change log_holds_tail)
+WRAP_blind       := $(call wrap,log_find_change log_holds_tail)
 WRAP_test_access_work := $(call wrap,sha256 table_hash table_find table_next)
 WRAP_torture     := $(call wrap,pwrite64 fdatasync fsync ftruncate64 openat64 renameat unlinkat)
 WRAP_test_access := $(call wrap,malloc calloc realloc read getrandom table_hash)

@@ -8,6 +8,7 @@
  * descriptor, time is passed in as a number: nothing sleeps. SEED=... repeats a run of the random
  * test.
  */
+#include "clock.h"
 #include "log.h"
 #include "store.h"
 #include "table.h"
@@ -819,24 +820,33 @@ static void a_batch_is_one_write_and_one_sync(void **state) {
 static void each_call_is_given_the_log(void **state) {
     (void)state;
     static const struct {
-        int write, sync, cut; /* the errors of the first of each, or 0 */
+        int write, sync, cut; /* the errors of the first of each, or 0; below: after a half */
         const char *journal;
         bool is_for_good;
     } rows[] = {
         {0, 0, 0, "pwrite keys.log, fdatasync keys.log", false},
         {0, EINTR, 0, "pwrite keys.log, fdatasync keys.log, fdatasync keys.log", false},
         {0, EIO, 0, "pwrite keys.log, fdatasync keys.log, ftruncate keys.log", true},
-        {EIO, 0, 0, "pwrite keys.log, ftruncate keys.log", true},
-        {ENOSPC, 0, 0, "pwrite keys.log, ftruncate keys.log", false},
-        {ENOSPC, 0, EINTR, "pwrite keys.log, ftruncate keys.log, ftruncate keys.log", false},
-        {ENOSPC, 0, EIO, "pwrite keys.log, ftruncate keys.log", true},
-        {ENOSPC, 0, EPERM, "pwrite keys.log, ftruncate keys.log", true},
+        /* What was not written need not be cut off, and the cut could fail, too. */
+        {EIO, 0, 0, "pwrite keys.log", true},
+        {ENOSPC, 0, 0, "pwrite keys.log", false},
+        {ENOSPC, 0, ENOSPC, "pwrite keys.log", false},
+        /* Half of it was written. */
+        {-ENOSPC, 0, 0, "pwrite keys.log, pwrite keys.log, ftruncate keys.log", false},
+        {-ENOSPC, 0, EINTR,
+         "pwrite keys.log, pwrite keys.log, ftruncate keys.log, ftruncate keys.log", false},
+        {-ENOSPC, 0, EIO, "pwrite keys.log, pwrite keys.log, ftruncate keys.log", true},
+        {-ENOSPC, 0, EPERM, "pwrite keys.log, pwrite keys.log, ftruncate keys.log", true},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         open_store();
         must_set("a", "k");
         disarm();
-        if (rows[i].write) arm(PWRITE, 1, 1, rows[i].write);
+        if (rows[i].write > 0) arm(PWRITE, 1, 1, rows[i].write);
+        if (rows[i].write < 0) {
+            arm(PWRITE, 1, 2, -rows[i].write);
+            faults[PWRITE].half_first = true;
+        }
         if (rows[i].sync) arm(FDATASYNC, 1, 1, rows[i].sync);
         if (rows[i].cut) arm(FTRUNCATE, 1, 1, rows[i].cut);
         commit();
@@ -1861,6 +1871,8 @@ static void do_deed(size_t i) {
     must_commit();
     snprintf(path, sizeof path, "%s", path_of(LOG_NAME));
     deeds[i].deed(path);
+    /* A batch that follows another one at once rests on the look after that. */
+    for (int64_t begun_us = clock_us(); clock_us() - begun_us < 1000;) continue;
 }
 
 /* By the look before a batch is written, so that not a byte of it gets into a stranger. */
@@ -1871,9 +1883,7 @@ static void a_batch_is_not_written_into_a_stranger(void **state) {
         last_write_at = -1;
         must_set("b", "k");
         assert_false(commit().ok);
-        /* In a directory that has been moved the log is still this store's own. */
-        bool is_ours = deeds[i].deed == move_directory || deeds[i].deed == replace_directory;
-        assert_true(last_write_at == -1 || is_ours);
+        assert_int_equal(last_write_at, -1);
         scene.lost_collected = true;
         move_directory_back();
         assert_lost(deeds[i].how);
