@@ -145,7 +145,9 @@ pytest = ROOMKEYD=build/$(1)/roomkeyd ROOMKEYD_SHORT_DEADLINES=build/$(or $(2),s
          $(PYTHON) -m pytest -q -p no:cacheprovider
 BINARIES := build/short-deadlines/roomkeyd build/release/roomkeyd build/static/roomkeyd build/asan/tests/faults
 
-# TESTS= names some of them, with options of pytest: make server TESTS='tests/server/test_http.py -x'
+# TESTS= on make's command line (not from the environment) names some of them, with options of pytest:
+# make server TESTS='tests/server/test_http.py -x'
+TESTS :=
 server: build/asan/roomkeyd $(BINARIES)
 	$(call pytest,asan) $(or $(TESTS),tests)
 
