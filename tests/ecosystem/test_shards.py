@@ -231,7 +231,7 @@ def rooms_of_slots(text, slots):
 
 # Names of the rooms that the shards know, how many of each shard.
 KINDS = {"race": 20, "dead": 14, "doubled": 4, "big": 6, "plain": 2, "call": 2}
-ODD_ROOMS = ['tab-and-"quote"\\', "größe", "a+b", "50%", "a?b&c=d;e", "x" * 255]
+ODD_ROOMS = ['tab-and-"quote"\\', "größe", "a+b", "50%", "a?b&c=d.e", "x" * 255]
 
 
 # ---- one winner --------------------------------------------------------------------------------
