@@ -36,10 +36,10 @@
  *      ever removed but a tail that no acknowledgement rests on.
  *   3. A durable record always fits the index: its slot is reserved before it is written.
  *   4. What is open is what this store left: the file that has the log's name in the log's
- *      directory, with the same size and the same end. The committer looks before it writes a batch
- *      (so that nothing is written into somebody else's file) and after it has synced the batch (so
- *      that nothing is acknowledged that is only in a file without a name), and once a second while
- *      there is no batch. If 4 does not hold, the log is lost: nothing is written any more, nothing
+ *      directory, with the same size, the same beginning and the same end. The committer looks before
+ *      it writes a batch (so that nothing is written into somebody else's file) and after it has
+ *      synced the batch (so that nothing is acknowledged that is only in a file without a name), and
+ *      once a second while there is no batch. If 4 does not hold, the log is lost: nothing is written any more, nothing
  *      settles well, and a note beside the log keeps servers from starting until somebody has
  *      looked.
  *
