@@ -39,10 +39,10 @@
  */
 #include "http.h"
 #include "clock.h"
-#include "text.h"
 
 #include <arpa/inet.h>
 #include <assert.h>
+#include <stdio.h>
 #include <strings.h>
 
 /* ---- Characters --------------------------------------------------------------------------- */

@@ -28,20 +28,25 @@
  * A seal is a line without a record: it certifies a log at rest to its end. It is not synced
  * itself, so the batch after it counts as beginning at the seal.
  *
+ * A torn tail holds a part of the last batch, and nothing else that was written whole. If a whole
+ * line of another place stands there, somebody has put it there, and a start refuses to move it away
+ * (struct rest).
+ *
  * What has to hold:
  *   1. A ticket settles well only after fdatasync has returned 0 for its batch, and replay lets the
  *      store answer only after what it kept has been written and synced again: after a failed sync
  *      Linux forgets which pages it never wrote, and reading them back proves nothing.
- *   2. What has been committed is never written again, except by replay with itself; nothing is
- *      ever removed but a tail that no acknowledgement rests on.
+ *   2. What has been committed is never written again, except with itself: by replay, or, if there
+ *      was no space for that, before the first batch after it. Nothing is ever removed but a tail
+ *      that no acknowledgement rests on.
  *   3. A durable record always fits the index: its slot is reserved before it is written.
  *   4. What is open is what this store left: the file that has the log's name in the log's
  *      directory, with the same size, the same beginning and the same end. The committer looks before
  *      it writes a batch (so that nothing is written into somebody else's file) and after it has
  *      synced the batch (so that nothing is acknowledged that is only in a file without a name), and
- *      once a second while there is no batch. If 4 does not hold, the log is lost: nothing is written any more, nothing
- *      settles well, and a note beside the log keeps servers from starting until somebody has
- *      looked.
+ *      once a second while there is no batch. If 4 does not hold, the log is lost: nothing is
+ *      written any more, nothing settles well, and a note beside the log keeps servers from starting
+ *      until somebody has looked.
  *
  * Assumed of the disk, as SQLite does ("powersafe overwrite"): a write that a power failure cuts
  * short harms no byte outside its own range.
